@@ -1,0 +1,1 @@
+"""The kernel: methods, trainer, teachers, taps, recipes, run folders and checkpoints."""

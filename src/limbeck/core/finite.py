@@ -1,0 +1,90 @@
+"""The guard before every optimizer step: a non-finite loss or gradient never reaches the weights."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from limbeck.core.errors import NonFiniteError
+
+Policy = Literal["raise", "skip", "rewind"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an update happened: the step, the player, and the `index` tensors of its micro-batches."""
+
+    step: int
+    player: str
+    indices: tuple[Tensor, ...]
+
+    def item_ids(self) -> list[int] | None:
+        """Positions of the items in their data set, None where the batches do not say."""
+        return torch.cat(self.indices).tolist() if self.indices else None
+
+
+class Rewind(Exception):
+    """Asks the trainer to go back to the last checkpoint and pass over the data that led here."""
+
+    def __init__(self, error: NonFiniteError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class FiniteGuard:
+    """Decides whether an optimizer may step, and what happens when it may not.
+
+    On a CPU the host looks at every update. On an accelerator that would stall the pipeline at each step, so there the
+    fused optimizer itself passes over a non-finite update (its `found_inf` flag stays on the device), and the host
+    reads the collected flags in one transfer at `settle`, which the trainer calls whenever it logs or saves.
+
+    Args:
+        policy: "raise" stops; "skip" drops the update; "rewind" asks to go back to the last checkpoint.
+        limit: skips in a row, or rewinds in all, after which the error is raised whatever the policy.
+        deferred: leave the verdict on the device until `settle`.
+    """
+
+    def __init__(self, policy: Policy, limit: int, deferred: bool = False) -> None:
+        self.policy, self.limit, self.deferred = policy, limit, deferred
+        self.in_a_row = 0
+        self.rewinds = 0
+        self._pending: list[tuple[Tensor, Tensor, Place]] = []
+
+    def admits(
+        self,
+        loss: Tensor,
+        gradient_norm: Tensor,
+        optimizer: torch.optim.Optimizer,
+        place: Place,
+    ) -> bool:
+        """Whether the host should call the optimizer; `loss` and `gradient_norm` are scalars."""
+        if not self.deferred:
+            return self._judge(bool(loss.isfinite()), bool(gradient_norm.isfinite()), place)
+        finite = loss.isfinite() & gradient_norm.isfinite()
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        self._pending.append((loss.isfinite(), finite, place))
+        return True
+
+    def settle(self) -> None:
+        """Judges the updates since the last call; a no-op on a CPU."""
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        verdicts = torch.stack([torch.stack([loss, finite]) for loss, finite, _ in pending]).tolist()
+        for (loss_finite, finite), (_, _, place) in zip(verdicts, pending, strict=True):
+            self._judge(loss_finite, finite, place)
+
+    def _judge(self, loss_finite: bool, finite: bool, place: Place) -> bool:
+        if loss_finite and finite:
+            self.in_a_row = 0
+            return True
+        where = "the gradient" if loss_finite else "the loss"
+        error = NonFiniteError(place.step, place.player, where, place.item_ids())
+        self.in_a_row += 1
+        if self.policy == "skip" and self.in_a_row <= self.limit:
+            return False
+        if self.policy == "rewind" and self.rewinds < self.limit:
+            self.rewinds += 1
+            raise Rewind(error)
+        raise error

@@ -1,0 +1,89 @@
+"""Optimizers from options, learning rates as pure functions of the step, and optimizer state by parameter name."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.core.errors import DamagedFileError, IncompatibleError
+from limbeck.core.specs import OptimizerSpec
+
+
+def build_optimizer(player: str, module: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimizer:
+    """The optimizer of one player over its trainable parameters.
+
+    Raises:
+        IncompatibleError: the player has nothing to train.
+    """
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise IncompatibleError(
+            f"player '{player}' has no trainable parameter", "unfreeze something, or add an adapter"
+        )
+    groups: list[dict[str, Any]] = [{"params": trainable}]
+    if spec.weight_decay and not spec.decay_norms:
+        groups = [
+            {"params": [parameter for parameter in trainable if parameter.ndim > 1]},
+            {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "weight_decay": 0.0},
+        ]
+    # The fused kernels do one pass over memory, and alone can skip a non-finite step without the host knowing.
+    shared: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay, "fused": True}
+    if spec.name == "sgd":
+        return torch.optim.SGD(groups, momentum=spec.momentum, nesterov=spec.nesterov, **shared)
+    kind = torch.optim.AdamW if spec.name == "adamw" else torch.optim.Adam
+    return kind(groups, betas=spec.betas, **shared)
+
+
+def learning_rate(spec: OptimizerSpec, step: int, steps: int) -> float:
+    """The learning rate of step `step` (from 0) of `steps`: linear warm-up, then the chosen shape."""
+    if step < spec.warmup:
+        return spec.lr * (step + 1) / spec.warmup
+    progress = (step - spec.warmup) / max(1, steps - spec.warmup)
+    if spec.schedule == "cosine":
+        return spec.lr * (spec.final + (1 - spec.final) * 0.5 * (1 + math.cos(math.pi * progress)))
+    if spec.schedule == "linear":
+        return spec.lr * (spec.final + (1 - spec.final) * (1 - progress))
+    if spec.schedule == "step":
+        return spec.lr * spec.gamma ** sum(step >= milestone * steps for milestone in spec.milestones)
+    return spec.lr
+
+
+def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's state as tensors named `parameter/entry`; sharded entries are gathered whole."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
+    tensors: dict[str, Tensor] = {}
+    for parameter, state in optimizer.state.items():
+        for entry, value in state.items():
+            if value is not None:
+                tensors[f"{names[parameter]}/{entry}"] = whole(torch.as_tensor(value))
+    return tensors
+
+
+def restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Puts saved state back, on each parameter's device and in its sharding."""
+    parameters = dict(module.named_parameters())
+    optimizer.state.clear()
+    for key, value in tensors.items():
+        name, _, entry = key.rpartition("/")
+        if name not in parameters:
+            raise DamagedFileError(name, "the checkpoint belongs to another model: it has no such parameter")
+        parameter = parameters[name]
+        optimizer.state[parameter][entry] = sharded_like(value, parameter) if value.ndim else value.to(parameter.device)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A plain tensor: a sharded one gathered from all ranks, any other as it is."""
+    gather = getattr(tensor, "full_tensor", None)
+    return gather() if gather is not None else tensor
+
+
+def sharded_like(tensor: Tensor, model: Tensor) -> Tensor:
+    """A plain tensor laid out like `model`: on its device, and split over ranks when `model` is."""
+    tensor = tensor.to(model.device)
+    if hasattr(model, "placements"):
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(model, DTensor)
+        return distribute_tensor(tensor, model.device_mesh, model.placements)
+    return tensor

@@ -1,0 +1,106 @@
+"""Taps: inputs or outputs of named submodules, caught while a model runs and gone afterwards."""
+
+import fnmatch
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from limbeck.core.batch import Batch
+from limbeck.core.call import call
+from limbeck.core.errors import IncompatibleError, did_you_mean
+
+
+class _LastTapReached(Exception):
+    """Ends a forward pass whose remaining output nobody needs."""
+
+
+class Taps:
+    """Catches what chosen submodules receive or return, as a context manager.
+
+    Within the context `taps[path]` is the value of the model's latest forward pass; on leaving it every hook is gone.
+
+    Args:
+        model: the model to listen to.
+        paths: module paths or globs (`layers.*.mlp`), as in `model.named_modules()`.
+        kind: "output" (default) or "input" (the first positional input).
+        stop: end the forward pass at the last tap; run the model through `taps.run` then.
+
+    Raises:
+        IncompatibleError: a path matches no submodule.
+    """
+
+    def __init__(
+        self, model: nn.Module, paths: Sequence[str], kind: Literal["output", "input"] = "output", stop: bool = False
+    ) -> None:
+        self.model, self.kind, self.stop = model, kind, stop
+        self.paths = match_modules(model, paths)
+        self._values: dict[str, Tensor] = {}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> "Taps":
+        for path in self.paths:
+            module = self.model.get_submodule(path)
+            if self.kind == "output":
+                self._handles.append(module.register_forward_hook(self._catch_output(path)))
+            else:
+                self._handles.append(module.register_forward_pre_hook(self._catch_input(path)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def __getitem__(self, path: str) -> Tensor:
+        if path not in self._values:
+            raise KeyError(f"'{path}' was not reached; taps caught {list(self._values)}")
+        return self._values[path]
+
+    def values(self) -> list[Tensor]:
+        """The caught tensors in the order of `paths`."""
+        return [self[path] for path in self.paths]
+
+    def run(self, batch: Batch) -> Any:
+        """Calls the model on a batch; returns None when the pass was ended at the last tap."""
+        self._values.clear()
+        try:
+            return call(self.model, batch)
+        except _LastTapReached:
+            return None
+
+    def _catch_output(self, path: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            self._keep(path, output[0] if isinstance(output, tuple) else output)
+
+        return hook
+
+    def _catch_input(self, path: str) -> Any:
+        def hook(module: nn.Module, args: Any) -> None:
+            self._keep(path, args[0])
+
+        return hook
+
+    def _keep(self, path: str, value: Tensor) -> None:
+        self._values[path] = value
+        if self.stop and len(self._values) == len(self.paths):
+            raise _LastTapReached
+
+
+def match_modules(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Module paths that match any of the patterns, each pattern's matches in the model's own order.
+
+    Raises:
+        IncompatibleError: a pattern matches nothing; the message offers the nearest path.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    found: list[str] = []
+    for pattern in patterns:
+        matches = [pattern] if pattern in names else fnmatch.filter(names, pattern)
+        if not matches:
+            raise IncompatibleError(f"no layer '{pattern}' in {type(model).__name__}", did_you_mean(pattern, names))
+        found += [name for name in matches if name not in found]
+    return found

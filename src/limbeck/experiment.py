@@ -1,0 +1,266 @@
+"""Running a recipe: data, then each stage's models, method and training, then figures and the student in its format."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from torch import nn
+
+from limbeck.core import interrupt
+from limbeck.core.distributed import World
+from limbeck.core.durable import commit_folder, verify_folder
+from limbeck.core.errors import Interrupted, LimbeckError
+from limbeck.core.explain import explain
+from limbeck.core.method import DataInfo, Method, Procedure, ProcedureContext
+from limbeck.core.options import OptionsBase
+from limbeck.core.randomness import reseed
+from limbeck.core.registry import method_class
+from limbeck.core.run import Run
+from limbeck.core.specs import Recipe, StageSpec
+from limbeck.core.teacher import Ensemble, LiveTeacher, Renormalise, Teacher
+from limbeck.core.trainer import Trainer
+from limbeck.data.loader import Loader
+from limbeck.data.open import DataSplit, open_data
+from limbeck.metrics.classification import evaluate
+from limbeck.models.build import build_model
+from limbeck.models.describe import count_flops, count_parameters, latency
+from limbeck.models.normalisation import normalisation_of, set_normalisation
+from limbeck.models.saved import load_model, save_model
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Experiment:
+    """A recipe on its way to results.
+
+    Args:
+        recipe: what to do.
+        run: where it is written.
+        data: training and validation data, in place of those that the recipe names.
+        objects: models given as Python objects, by `stage.student` or `stage.teacher`, in place of the recipe's.
+        watch: receives (stage, steps in all, row) for each row of metrics; the progress bar.
+    """
+
+    recipe: Recipe
+    run: Run
+    data: DataSplit | None = None
+    objects: Mapping[str, Any] = field(default_factory=dict)
+    watch: Callable[[str, int, Row], None] = lambda stage, steps, row: None
+
+    def __post_init__(self) -> None:
+        self.options = {stage.name: parse_options(stage) for stage in self.recipe.stages}  # all, before any work
+        self.world = World()
+        self.results: dict[str, nn.Module] = {}
+
+    def execute(self) -> Run:
+        """Runs every stage that is not done yet, and leaves the last one's result in `student/`.
+
+        Raises:
+            Interrupted: a signal arrived; the run can be resumed.
+        """
+        with interrupt.interruptible(), self._writing():
+            try:
+                self._set_status("running")
+                for stage in self.recipe.stages:
+                    interrupt.pause(f"stage '{stage.name}' has not begun")
+                    self.results[stage.name] = self._finished(stage) or self._run_stage(stage)
+                self._save(self.results[self.recipe.stages[-1].name], self.run.student)
+                self._set_status("done")
+            except (Interrupted, KeyboardInterrupt):
+                self._set_status("interrupted")
+                raise
+            except Exception as error:
+                self._set_status("failed", error=error.message if isinstance(error, LimbeckError) else repr(error))
+                raise
+        return self.run
+
+    def prepare(self, stage: StageSpec) -> "Prepared":
+        """A stage's data, models and method, ready to train; earlier stages' results must be there."""
+        data = self._data()
+        info = data.train.info()
+        student = self.objects.get(f"{stage.name}.student") or self._model(stage, "student", 0, info)
+        # Images are normalised for the student; teachers that want another normalisation convert from it.
+        wanted = self.normalisation if self.recipe.data.mean else normalisation_of(student) or self.normalisation
+        for source in (data.train, data.validation):
+            source.set_normalisation(*wanted)
+        teacher = self._teacher(stage, data, info)
+        reseed(self.recipe.seed, "method", stage.method)
+        kind = method_class(stage.method)
+        method = kind(self.options[stage.name], student=student, teacher=teacher, data=data.train.info())
+        return Prepared(data, data.train.info(), student, teacher, method)
+
+    def trainer(self, stage: StageSpec, prepared: "Prepared", record: Callable[[Row], None]) -> Trainer:
+        """The trainer of a prepared stage."""
+        assert stage.train is not None
+        assert isinstance(prepared.method, Method)
+        items, spec = prepared.info.items, stage.train
+        loader = Loader(
+            prepared.data.train,
+            spec.batch_size,
+            self.recipe.seed,
+            rank=self.world.rank,
+            world=self.world.size,
+            accumulate=spec.accumulate,
+            workers=self.recipe.data.workers,
+        )
+        return Trainer(
+            prepared.method,
+            loader,
+            spec,
+            steps=spec.total_steps(items),
+            items=items,
+            seed=self.recipe.seed,
+            checkpoints=self.run.checkpoints(stage.name, spec.keep_checkpoints),
+            record=record,
+            evaluate=lambda model: evaluate(model, prepared.data.validation, pause=interrupt.pause),
+            world=self.world,
+        )
+
+    def _data(self) -> DataSplit:
+        if not hasattr(self, "normalisation"):
+            self.data = self.data or open_data(self.recipe.data, self.recipe.seed)
+            self.normalisation = self.data.train.normalisation
+        assert self.data is not None
+        return self.data
+
+    def _run_stage(self, stage: StageSpec) -> nn.Module:
+        prepared = self.prepare(stage)
+        begun = time.perf_counter()
+        if isinstance(prepared.method, Procedure):
+            result, seconds = self._run_procedure(stage, prepared), {}
+        else:
+            steps = stage.train.total_steps(prepared.info.items) if stage.train else 0
+            trainer = self.trainer(stage, prepared, lambda row: self._record(stage.name, steps, row))
+            result = trainer.fit()
+            seconds = dict(trainer.seconds)
+        interrupt.pause("training is done; its result is not measured yet")
+        figures = self._measure(result, prepared)
+        figures["seconds"] = sum(seconds.values()) or time.perf_counter() - begun
+        figures["phases"] = seconds
+        set_normalisation(result, *prepared.data.train.normalisation)
+        self._save(result, self.run.stage_result(stage.name))
+        if self.world.main:
+            self.run.add_result(stage.name, figures)
+        self.world.barrier()
+        return result
+
+    def _run_procedure(self, stage: StageSpec, prepared: "Prepared") -> nn.Module:
+        directory = self.run.folder / "checkpoints" / stage.name
+        directory.mkdir(parents=True, exist_ok=True)
+        context = ProcedureContext(
+            source=prepared.data.train,
+            directory=directory,
+            seed=self.recipe.seed,
+            log=lambda row: self._record(stage.name, 0, row),
+            pause=interrupt.pause,
+        )
+        assert isinstance(prepared.method, Procedure)
+        return prepared.method.run(context)
+
+    def _measure(self, result: nn.Module, prepared: "Prepared") -> Row:
+        example = prepared.info.example.to(self.world.device)
+        figures: Row = dict(evaluate(result, prepared.data.validation, teacher=prepared.teacher, pause=interrupt.pause))
+        figures["parameters"] = count_parameters(result)
+        figures["flops"] = count_flops(result, example.select(slice(0, 1)))
+        figures["latency"] = latency(result, example.select(slice(0, 1)))
+        return figures
+
+    def _teacher(self, stage: StageSpec, data: DataSplit, info: DataInfo) -> Teacher | None:
+        given = self.objects.get(f"{stage.name}.teacher")
+        if given is not None and not isinstance(given, nn.Module):
+            return given  # a teacher of the caller's own making
+        models = (
+            [given]
+            if given is not None
+            else [self._model(stage, "teacher", index, info) for index in range(len(stage.teacher))]
+        )
+        teachers = [LiveTeacher(model, _adaptation(model, data)) for model in models]
+        if len(teachers) > 1:
+            return Ensemble(teachers)
+        return teachers[0] if teachers else None
+
+    def _model(self, stage: StageSpec, part: str, index: int, info: DataInfo) -> nn.Module:
+        spec = stage.student if part == "student" else stage.teacher[index]
+        return build_model(spec, info, self.recipe.seed, stages=self.results, key=f"{stage.name}.{part}")
+
+    def _finished(self, stage: StageSpec) -> nn.Module | None:
+        """The stored result of a stage that an earlier execution finished."""
+        if stage.name not in self.run.results():
+            return None
+        folder = self.run.stage_result(stage.name)
+        verify_folder(folder)
+        given = self.objects.get(f"{stage.name}.student")
+        return load_model(folder, given)
+
+    def _save(self, model: nn.Module, folder: Path) -> None:
+        if self.world.main:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            commit_folder(folder, lambda target: save_model(model, target))
+
+    def _record(self, stage: str, steps: int, row: Row) -> None:
+        self.run.record(stage, row)
+        self.watch(stage, steps, row)
+
+    def _set_status(self, status: str, **more: Any) -> None:
+        if self.world.main:
+            self.run.set_status(status, **more)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self.run.writing() if self.world.main else contextlib.nullcontext():
+            yield
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What one stage works with."""
+
+    data: DataSplit
+    info: DataInfo
+    student: nn.Module
+    teacher: Teacher | None
+    method: Method | Procedure
+
+
+def parse_options(stage: StageSpec) -> OptionsBase:
+    """A stage's options as its method's own type.
+
+    Raises:
+        RecipeError: an option is unknown, of the wrong type or out of range.
+    """
+    kind = method_class(stage.method)
+    try:
+        return kind.Options.model_validate(stage.options)
+    except ValidationError as error:
+        raise explain(error, kind.Options, f"{stage.name}.options") from None
+
+
+def run_recipe(
+    recipe: Recipe,
+    folder: Path | str,
+    *,
+    resume: bool = False,
+    watch: Callable[[str, int, Row], None] = lambda stage, steps, row: None,
+) -> Run:
+    """Runs a recipe into a folder; with `resume` continues where an interruption or crash left it.
+
+    Raises:
+        UsageError: the folder holds another run, or one already and `resume` is off; nothing was written.
+        Interrupted: a signal arrived; a checkpoint is on disk.
+    """
+    for stage in recipe.stages:
+        parse_options(stage)
+    return Experiment(recipe, Run.create(folder, recipe, resume), watch=watch).execute()
+
+
+def _adaptation(model: nn.Module, data: DataSplit) -> Renormalise | None:
+    """What turns images normalised for the student into the teacher's: nothing when both want the same."""
+    wanted, given = normalisation_of(model), data.train.normalisation
+    if wanted is None or (list(wanted[0]), list(wanted[1])) == (list(given[0]), list(given[1])):
+        return None
+    return Renormalise(given, wanted)

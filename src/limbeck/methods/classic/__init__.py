@@ -1,0 +1,1 @@
+"""The classic family: logits, features and relations of classifiers, the baselines that everyone compares with."""

@@ -1,0 +1,117 @@
+"""Exporting a student for use elsewhere."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.core.batch import Batch
+from limbeck.core.call import logits_of
+from limbeck.core.durable import write_bytes, write_json
+from limbeck.core.errors import IncompatibleError, LimbeckError, MissingExtraError
+from limbeck.models.modes import evaluating
+from limbeck.models.normalisation import normalisation_of
+from limbeck.models.saved import ecosystem, save_model
+
+Format = Literal["transformers", "timm", "onnx", "limbeck"]
+
+
+def export_formats(model: nn.Module) -> list[str]:
+    """The formats that a model can be exported to."""
+    return [ecosystem(model), "onnx"]
+
+
+def export_model(model: nn.Module, folder: Path, to: Format, example: Batch | None = None) -> list[Path]:
+    """Writes a student, alone and without limbeck's own files, into a folder; the folder is created if missing.
+
+    Args:
+        model: the student.
+        folder: where to write.
+        to: "transformers" or "timm" (weights and configuration as that library loads them), "limbeck" (shipped
+            networks and own classes), or "onnx" (`model.onnx`, any number of items at a time).
+        example: a batch of at least one item, for "onnx".
+
+    Returns:
+        The files written.
+
+    Raises:
+        IncompatibleError: the model cannot be exported to this format; the message says which it can.
+        MissingExtraError: a package that the format needs is not installed.
+    """
+    allowed = export_formats(model)
+    if to not in allowed:
+        raise IncompatibleError(
+            f"a {type(model).__name__} cannot be exported to {to}", f"it can be exported to: {', '.join(allowed)}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    if to == "onnx":
+        _export_onnx(model, folder, example)
+    else:
+        save_model(model, folder)
+    return sorted(path for path in folder.iterdir() if path.is_file())
+
+
+def _export_onnx(model: nn.Module, folder: Path, example: Batch | None) -> None:
+    if example is None:
+        raise IncompatibleError("the onnx format needs an example batch")
+    names = [name for name in ("image", "input_ids", "attention_mask") if name in example]
+    # More than one item: a size of one would be taken for a constant.
+    rows = torch.arange(3) % example.size
+    inputs = {name: example[name][rows].cpu() for name in names}
+    logits = _LogitsOnly(model, names).cpu()
+    with evaluating(logits):
+        content = _to_onnx(logits, inputs)
+        write_bytes(folder / "model.onnx", content)
+        _verify(content, logits, inputs)
+    normalisation = normalisation_of(model)
+    mean, std = normalisation or (None, None)
+    write_json(folder / "preprocessing.json", {"inputs": names, "output": "logits", "mean": mean, "std": std})
+
+
+class _LogitsOnly(nn.Module):
+    """A model of any ecosystem as a function from tensors to logits."""
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        if self.names == ["image"]:
+            return logits_of(self.model(*inputs))
+        return logits_of(self.model(**dict(zip(self.names, inputs, strict=True))))
+
+
+def _to_onnx(model: nn.Module, inputs: dict[str, Tensor]) -> bytes:
+    for package in ("onnx", "onnxscript"):
+        try:
+            __import__(package)
+        except ImportError as error:
+            raise MissingExtraError(package, "onnx", "the onnx format") from error
+    items = torch.export.Dim("items", min=1)
+    program: Any = torch.onnx.export(
+        model,
+        tuple(inputs.values()),
+        dynamo=True,
+        input_names=list(inputs),
+        output_names=["logits"],
+        dynamic_shapes=(tuple({0: items} for _ in inputs),),
+        verbose=False,
+    )
+    return program.model_proto.SerializeToString()
+
+
+def _verify(content: bytes, model: nn.Module, inputs: dict[str, Tensor]) -> None:
+    """Runs the exported network on another number of items and compares, where onnxruntime is installed."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    single = {name: tensor[:1] for name, tensor in inputs.items()}
+    for feed in (inputs, single):
+        found = torch.from_numpy(session.run(None, {name: tensor.numpy() for name, tensor in feed.items()})[0])
+        expected = model(*feed.values())
+        worst = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
+        if not worst < 1e-3:
+            raise LimbeckError(f"the exported network differs from the model by {float(worst):.1e}")

@@ -1,0 +1,84 @@
+"""Which models can be named in a recipe, checked without importing torch."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic import ValidationError
+
+from limbeck.core.errors import MissingExtraError, RecipeError, UnknownNameError, did_you_mean
+from limbeck.core.specs import ModelSpec
+from limbeck.models.configs import SHIPPED
+
+Kind = Literal["shipped", "timm", "hf", "run", "stage", "folder"]
+FORMS = ("timm:NAME", "hf:FOLDER_OR_ID", "run:FOLDER", "stage:NAME")
+_EXTRAS = {"timm": "timm", "hf": "transformers"}
+
+
+class ModelName(NamedTuple):
+    """A model's name in its two parts: what kind it is, and the name, path or id within that kind."""
+
+    kind: Kind
+    value: str
+
+
+def known_models() -> list[str]:
+    """Names of the shipped networks."""
+    return sorted(SHIPPED)
+
+
+def parse_model_name(name: str) -> ModelName:
+    """Takes a name apart.
+
+    Raises:
+        UnknownNameError: neither a shipped network, nor one of the forms, nor an existing folder.
+    """
+    if name in SHIPPED:
+        return ModelName("shipped", name)
+    prefix, colon, value = name.partition(":")
+    if colon and value and prefix in ("timm", "hf", "run", "stage"):
+        return ModelName(prefix, value)  # type: ignore[arg-type]  # checked in the line above
+    if Path(name).expanduser().is_dir():
+        return ModelName("folder", name)
+    raise UnknownNameError("model", name, [*known_models(), *FORMS])
+
+
+def check_model(spec: ModelSpec, key: str = "model") -> None:
+    """Refuses what can be seen to be wrong without building the model: name, folder, package, arguments.
+
+    Args:
+        spec: the model.
+        key: dotted path of the spec in its recipe, for messages.
+
+    Raises:
+        UnknownNameError, MissingExtraError: no such model, or its package is not installed.
+        RecipeError: a folder is missing, or an argument of a shipped network is wrong.
+    """
+    kind, value = parse_model_name(spec.name)
+    if kind in _EXTRAS and find_spec(_EXTRAS[kind]) is None:
+        raise MissingExtraError(_EXTRAS[kind], "vision", f"the model '{spec.name}'")
+    if kind == "run" and not Path(value).expanduser().is_dir():
+        raise RecipeError(f"{key}.name", f"there is no folder '{value}'", "give the folder of a finished run")
+    if kind == "hf" and value.startswith((".", "/", "~")) and not Path(value).expanduser().is_dir():
+        raise RecipeError(f"{key}.name", f"there is no folder '{value}'", "give a folder that holds config.json")
+    if kind == "shipped":
+        check_arguments(value, spec.arguments, key)
+
+
+def check_arguments(name: str, arguments: object, key: str = "model") -> None:
+    """Checks the arguments of a shipped network.
+
+    Raises:
+        RecipeError: naming the first argument that is unknown, of the wrong type or out of range.
+    """
+    config = SHIPPED[name]
+    try:
+        config.model_validate(arguments)
+    except ValidationError as error:
+        first = error.errors()[0]
+        argument = ".".join(str(part) for part in first["loc"])
+        path = ".".join(part for part in (key, "arguments", argument) if part)
+        if first["type"] == "extra_forbidden":
+            hint = did_you_mean(argument, sorted(config.model_fields))
+            raise RecipeError(path, f"{name} takes no '{argument}'", hint) from None
+        raise RecipeError(path, first["msg"], f"see the arguments of {name} in the documentation") from None

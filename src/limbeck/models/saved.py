@@ -1,0 +1,124 @@
+"""Models on disk: the ecosystem's own format where there is one, and nothing that runs code when it is loaded."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from limbeck.core.durable import write_json
+from limbeck.core.errors import DamagedFileError, IncompatibleError, UsageError
+from limbeck.models.files import check_folder, read_config, read_weights, write_weights
+from limbeck.models.normalisation import normalisation_of, set_normalisation
+from limbeck.models.shipped import build_shipped, shipped_name
+
+FORMAT = "limbeck"
+"""Value of `format` in the config.json of shipped networks and of models of no known ecosystem."""
+
+
+def save_model(model: nn.Module, folder: Path) -> None:
+    """Writes a model into a folder, which is created if it is missing.
+
+    Shipped networks become `config.json` and `model.safetensors`; timm models what `timm.create_model("local-dir:…")`
+    loads; transformers models what `from_pretrained` loads. Of any other model the weights and the name of its class
+    are kept: it is loaded into an object of that class.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = ecosystem(model)
+    if kind == "timm":
+        from limbeck.models.adapters.timm import save_timm
+
+        save_timm(model, folder)
+    elif kind == "transformers":
+        from limbeck.models.adapters.transformers import save_transformers
+
+        save_transformers(model, folder)
+    else:
+        write_weights(model, folder)
+        write_json(folder / "config.json", _own_config(model))
+
+
+def load_model(folder: Path, model: nn.Module | None = None) -> nn.Module:
+    """Loads what `save_model` wrote, or a folder that timm or transformers wrote, on the CPU.
+
+    Args:
+        folder: holds `config.json` and `model.safetensors`.
+        model: what to load the weights into; needed for models of no known ecosystem, ignored by none.
+
+    Raises:
+        UsageError: no such folder, a pickle instead of safetensors, or a link that leaves the folder.
+        IncompatibleError: the weights do not fit `model`, or `model` is needed and absent.
+        DamagedFileError: a file is missing, truncated or not what its name says.
+    """
+    check_folder(folder)
+    config = read_config(folder)
+    if model is not None:
+        return load_weights(model, folder)
+    if config.get("format") == FORMAT:
+        return _load_own(folder, config)
+    if "architecture" in config:
+        from limbeck.models.adapters.timm import load_timm
+
+        return load_timm(folder)
+    if "architectures" in config or "model_type" in config:
+        from limbeck.models.adapters.transformers import load_transformers
+
+        return load_transformers(folder)
+    raise UsageError(
+        f"{folder / 'config.json'} names no known kind of model",
+        "give a folder written by limbeck, timm or transformers",
+    )
+
+
+def load_weights(model: nn.Module, folder: Path) -> nn.Module:
+    """Fills a model from `model.safetensors` and returns it.
+
+    Raises:
+        IncompatibleError: a tensor is missing, left over, or of another shape.
+    """
+    weights = read_weights(folder)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        reason = lines[1].strip() if len(lines) > 1 else lines[0]
+        raise IncompatibleError(f"the weights in {folder} do not fit {type(model).__name__}: {reason}") from error
+    return model
+
+
+def ecosystem(model: nn.Module) -> str:
+    """Whose model this is: "timm", "transformers", or "limbeck" for shipped networks and everything else."""
+    origin = {base.__module__.partition(".")[0] for base in type(model).__mro__}
+    if "timm" in origin or hasattr(model, "pretrained_cfg"):
+        return "timm"
+    if "transformers" in origin:
+        return "transformers"
+    return "limbeck"
+
+
+def _own_config(model: nn.Module) -> dict[str, Any]:
+    config: dict[str, Any] = {"format": FORMAT, "version": 1}
+    name = shipped_name(model)
+    if name is not None:
+        config |= {"model": name, "arguments": model.config}
+    else:
+        config["class"] = f"{type(model).__module__}.{type(model).__qualname__}"
+    normalisation = normalisation_of(model)
+    if normalisation is not None:
+        config["normalisation"] = {"mean": normalisation[0], "std": normalisation[1]}
+    return config
+
+
+def _load_own(folder: Path, config: dict[str, Any]) -> nn.Module:
+    if "model" not in config:
+        raise IncompatibleError(
+            f"{folder} holds the weights of a {config.get('class', 'model')} but not how it is built",
+            "load it with limbeck.load(folder, model=…), giving an object of that class",
+        )
+    try:
+        model = build_shipped(config["model"], config["arguments"])
+        normalisation = config.get("normalisation")
+        if normalisation is not None:
+            set_normalisation(model, normalisation["mean"], normalisation["std"])
+    except (KeyError, TypeError, UsageError) as error:
+        raise DamagedFileError(folder / "config.json", f"it describes no shipped network ({error})") from error
+    return load_weights(model, folder)
