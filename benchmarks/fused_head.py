@@ -2,9 +2,9 @@
 
     python benchmarks/fused_head.py [--csv benchmarks/results.csv]
 
-One loss is head and divergence, forward and backward, from hidden states of both models, half of the tokens masked.
-Peak memory is in units of one float32 logit tensor (tokens x vocabulary). Peers that cannot be imported are left out;
-they are no dependency of limbeck.
+One loss is head and divergence, forward and backward, from hidden states of both models, by default with half of the
+tokens masked. Peak memory is in units of one float32 logit tensor (tokens x vocabulary). Peers that cannot be
+imported are left out; they are no dependency of limbeck.
 """
 
 import argparse
@@ -44,12 +44,12 @@ class Inputs:
         return self.hidden.shape[0] * self.weight.shape[0] * 4
 
 
-def make_inputs(tokens: int, vocab: int, width: int, device: str) -> Inputs:
+def make_inputs(tokens: int, vocab: int, width: int, masked: float, device: str) -> Inputs:
     generator = torch.Generator().manual_seed(0)
     hidden, teacher_hidden = (torch.randn(tokens, width, generator=generator) for _ in range(2))
     weight, teacher_weight = (torch.randn(vocab, width, generator=generator) / width**0.5 for _ in range(2))
     labels = torch.randint(vocab, (tokens,), generator=generator)
-    labels[::2] = -100
+    labels[torch.randperm(tokens, generator=generator)[: round(masked * tokens)]] = -100
     moved = [tensor.to(device) for tensor in (hidden, weight, teacher_hidden, teacher_weight, labels)]
     return Inputs(moved[0].requires_grad_(), moved[1].requires_grad_(), *moved[2:])
 
@@ -139,7 +139,8 @@ def available(inputs: Inputs, beta: float, skip: list[str]) -> dict[str, Loss]:
 def measure(inputs: Inputs, beta: float, repeats: int, skip: list[str]) -> Iterator[tuple[str, float, float, str]]:
     peers = available(inputs, beta, skip)
     tokens, vocab = inputs.hidden.shape[0], inputs.weight.shape[0]
-    case = f"jsd beta={beta:g}, {tokens} half-masked tokens x {vocab}, width {inputs.hidden.shape[1]}"
+    masked = (inputs.labels == -100).float().mean().item()
+    case = f"jsd beta={beta:g}, {tokens} tokens ({masked:.0%} masked) x {vocab}, width {inputs.hidden.shape[1]}"
     mine = peak(ours, inputs, beta)
     for name, loss in peers.items():
         if name != "liger-compiled":  # its kernels' memory is invisible to storage tracking
@@ -160,19 +161,20 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--vocab", type=int, default=32000)
     parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--masked", type=float, default=0.5, help="part of the tokens that do not count")
     parser.add_argument("--beta", type=float, nargs="+", default=[0.5, 0.0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--skip", nargs="*", default=[], choices=list(PEERS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
     arguments = parser.parse_args()
-    inputs = make_inputs(arguments.tokens, arguments.vocab, arguments.width, arguments.device)
-    rows = []
+    inputs = make_inputs(arguments.tokens, arguments.vocab, arguments.width, arguments.masked, arguments.device)
+    rows, today = [], datetime.date.today().isoformat()
     for beta in arguments.beta:
         for case, mine, theirs, unit in measure(inputs, beta, arguments.repeats, arguments.skip):
-            print(f"{case}: ours {mine:.3g}, peer {theirs:.3g} {unit}, ratio {theirs / mine:.2f}") today =
-            datetime.date.today().isoformat() ratio = f"{theirs / mine:.3g}" rows.append(["fused_head", case,
-            f"{mine:.4g}", f"{theirs:.4g}", ratio, unit, hardware(arguments.device), today])
+            print(f"{case}: ours {mine:.3g}, peer {theirs:.3g} {unit}, ratio {theirs / mine:.2f}")
+            figures = [f"{mine:.4g}", f"{theirs:.4g}", f"{theirs / mine:.3g}"]
+            rows.append(["fused_head", case, *figures, unit, hardware(arguments.device), today])
     if arguments.csv:
         fresh = not arguments.csv.exists()
         with arguments.csv.open("a", newline="") as file:

@@ -42,7 +42,8 @@ class Experiment:
         recipe: what to do.
         run: where it is written.
         data: training and validation data, in place of those that the recipe names.
-        objects: models given as Python objects, by `stage.student` or `stage.teacher`, in place of the recipe's.
+        objects: models given as Python objects, by `stage.student` or `stage.teacher`, in place of the recipe's; of
+            several teachers a list, with None for those that the recipe names.
         watch: receives (stage, steps in all, row) for each row of metrics; the progress bar.
     """
 
@@ -171,15 +172,11 @@ class Experiment:
         return figures
 
     def _teacher(self, stage: StageSpec, data: DataSplit, info: DataInfo) -> Teacher | None:
-        given = self.objects.get(f"{stage.name}.teacher")
-        if given is not None and not isinstance(given, nn.Module):
-            return given  # a teacher of the caller's own making
-        models = (
-            [given]
-            if given is not None
-            else [self._model(stage, "teacher", index, info) for index in range(len(stage.teacher))]
-        )
-        teachers = [LiveTeacher(model, _adaptation(model, data)) for model in models]
+        given = self.objects.get(f"{stage.name}.teacher") or [None] * len(stage.teacher)
+        given = given if isinstance(given, list) else [given]
+        models = (self._model(stage, "teacher", n, info) if one is None else one for n, one in enumerate(given))
+        # What is no module is a teacher of the caller's own making, and taken as it is.
+        teachers = [LiveTeacher(m, _adaptation(m, data)) if isinstance(m, nn.Module) else m for m in models]
         if len(teachers) > 1:
             return Ensemble(teachers)
         return teachers[0] if teachers else None

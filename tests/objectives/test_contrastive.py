@@ -132,21 +132,24 @@ def test_update_leaves_the_given_bank_and_all_other_rows():
     torch.testing.assert_close(after[1:4], moved_entries(bank[1:4], student))
 
 
+@pytest.fixture
+def unhooked(monkeypatch):
+    """Without the type hook, to see the errors that production raises."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.mark.usefixtures("unhooked")
 def test_impossible_arguments_are_refused():
     student, teacher, student_bank, teacher_bank = draw()
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        with pytest.raises(ValueError, match="temperature"):
-            crd_scores(student, teacher_bank, INDICES, temperature=0.0)
-        with pytest.raises(ValueError, match="do not fit"):
-            crd_scores(student[:, :3], teacher_bank, INDICES)
-        with pytest.raises(ValueError, match="do not fit"):
-            crd_scores(student[:2], teacher_bank, INDICES)
-        with pytest.raises(ValueError, match="banks"):
-            loss_of(student, teacher, student_bank[:9], teacher_bank)
-        with pytest.raises(ValueError, match="negative"):
-            nce(torch.ones(3, 1), samples=5)
-        with pytest.raises(ValueError, match="momentum"):
-            moved_entries(student, teacher, momentum=1.5)
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+    with pytest.raises(ValueError, match="temperature"):
+        crd_scores(student, teacher_bank, INDICES, temperature=0.0)
+    with pytest.raises(ValueError, match="do not fit"):
+        crd_scores(student[:, :3], teacher_bank, INDICES)
+    with pytest.raises(ValueError, match="do not fit"):
+        crd_scores(student[:2], teacher_bank, INDICES)
+    with pytest.raises(ValueError, match="banks"):
+        loss_of(student, teacher, student_bank[:9], teacher_bank)
+    with pytest.raises(ValueError, match="negative"):
+        nce(torch.ones(3, 1), samples=5)
+    with pytest.raises(ValueError, match="momentum"):
+        moved_entries(student, teacher, momentum=1.5)

@@ -12,11 +12,9 @@ LOSSES = [kd, soft_cross_entropy, deit_hard, deit_soft, dist]
 
 
 @pytest.fixture
-def unhooked():
+def unhooked(monkeypatch):
     """Without the type hook, to see the errors that production raises."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def draw(seed=0, batch=6, classes=7, scale=3.0, dtype=torch.float64):

@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, sealed with checksums, with the previous one to fall back on."""
 
 import json
+import re
 import shutil
 import warnings
 from dataclasses import dataclass
@@ -11,7 +12,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from limbeck.core.durable import commit_folder, remove_leftovers, sha256_of, verify_folder, write_json
+from limbeck.core.durable import (
+    MANIFEST,
+    commit_folder,
+    read_json,
+    read_manifest,
+    remove_leftovers,
+    sha256_of,
+    verify_folder,
+    write_json,
+)
 from limbeck.core.errors import DamagedFileError
 
 
@@ -22,6 +32,11 @@ class Checkpoint:
     step: int
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tensors."""
+        return sum(tensor.nbytes for group in self.tensors.values() for tensor in group.values())
 
 
 class Checkpoints:
@@ -39,15 +54,21 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def save(self, checkpoint: Checkpoint) -> Path:
-        """Writes a checkpoint and returns its folder; an existing one of the same step is kept as it is."""
+        """Writes a checkpoint and returns its folder; a whole one of the same step is kept as it is.
+
+        Older ones stay as far as `keep` allows. Later ones, which a fallback or a rewind made void, go.
+
+        Raises:
+            DiskFullError: there is no room; the previous checkpoint is untouched.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.folder)
         target = self._path(checkpoint.step)
         if not self._whole(target):
-            commit_folder(target, lambda folder: _fill(folder, checkpoint))
-        seal = sha256_of(target / "manifest.json")
+            commit_folder(target, lambda folder: _fill(folder, checkpoint), checkpoint.size)
+        seal = sha256_of(target / MANIFEST)
         write_json(self.folder / "latest.json", {"checkpoint": target.name, "manifest": seal})
-        self._prune()
+        self._prune(checkpoint.step)
         return target
 
     def load(self) -> Checkpoint | None:
@@ -71,38 +92,38 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint folder, ascending."""
-        found = (path.name.removeprefix("step-") for path in self.folder.glob("step-*") if path.is_dir())
-        return sorted(int(step) for step in found if step.isdigit())
+        names = (path.name for path in self.folder.glob("step-*") if path.is_dir())
+        return sorted(int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-[0-9]{9,18}", name))
 
     def check_pointer(self) -> Path:
         """The folder `latest.json` points at.
 
         Raises:
-            DamagedFileError: the pointer is unreadable, or names no folder, or the folder's seal is another one.
+            DamagedFileError: the pointer or the manifest it vouches for is missing or altered; the error names which.
         """
         pointer = self.folder / "latest.json"
-        try:
-            latest = json.loads(pointer.read_bytes())
-            path = self._path(int(latest["checkpoint"].removeprefix("step-")))
-            if latest["checkpoint"] != path.name or set(latest) != {"checkpoint", "manifest"}:
-                raise ValueError("not a checkpoint's name")
-            seal = latest["manifest"]
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise DamagedFileError(pointer, f"unreadable ({type(error).__name__})") from error
-        manifest = path / "manifest.json"
-        if not manifest.is_file():
-            raise DamagedFileError(pointer if not path.is_dir() else manifest, "missing")
-        if sha256_of(manifest) != seal:
-            raise DamagedFileError(manifest, f"its checksum is not the one in {pointer.name}")
+        match read_json(pointer):
+            case {"checkpoint": str() as name, "manifest": str() as seal, **rest} if not rest:
+                path = self.folder / name
+            case _:
+                raise DamagedFileError(pointer, "it names no checkpoint")
+        if path not in [self._path(step) for step in self.steps()]:
+            raise DamagedFileError(pointer, f"there is no checkpoint {name[:40]!r}")
+        if not (path / MANIFEST).is_file() or sha256_of(path / MANIFEST) != seal:
+            read_manifest(path)  # which of the two is to blame: the manifest vouches for itself
+            raise DamagedFileError(pointer, f"it does not fit the manifest of {name}")
         return path
 
     def _candidates(self) -> list[Path]:
         newest_first = [self._path(step) for step in reversed(self.steps())]
-        if not newest_first:
-            return []
+        pointed = (self.folder / "latest.json").exists()
+        if not pointed and len(newest_first) <= 1:
+            return newest_first  # no checkpoint yet, or a crash came between the first one and its pointer
         try:
             first = self.check_pointer()
         except DamagedFileError as error:
+            if not newest_first:
+                raise  # there were checkpoints: starting from scratch would hide their loss
             warnings.warn(f"{error.message}; looking at the checkpoints themselves", stacklevel=3)
             return newest_first
         return [first, *(path for path in newest_first if path != first)]
@@ -114,8 +135,10 @@ class Checkpoints:
             return False
         return True
 
-    def _prune(self) -> None:
-        for step in self.steps()[: -self.keep]:
+    def _prune(self, newest: int) -> None:
+        steps = self.steps()
+        older = [step for step in steps if step <= newest]
+        for step in {*older[: -self.keep], *(step for step in steps if step > newest)}:
             shutil.rmtree(self._path(step), ignore_errors=True)
 
     def _path(self, step: int) -> Path:
@@ -128,12 +151,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         DamagedFileError: naming the file that is missing, truncated or altered.
     """
-    verify_folder(path)
-    try:
-        state = json.loads((path / "state.json").read_bytes())
-        tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
-    except (OSError, ValueError, SafetensorError) as error:
-        raise DamagedFileError(path, str(error)) from error
+    files = [path / name for name in verify_folder(path)]
+    state = read_json(path / "state.json")
+    if not isinstance(state, dict):
+        raise DamagedFileError(path / "state.json", "it is no JSON object")
+    tensors = {file.stem: _tensors(file) for file in files if file.suffix == ".safetensors"}
     return Checkpoint(int(path.name.removeprefix("step-")), tensors, state)
 
 
@@ -147,6 +169,13 @@ def storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         stored[name] = plain.clone() if pointer in seen else plain
         seen.add(pointer)
     return stored
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DamagedFileError(file, str(error)) from error
 
 
 def _fill(folder: Path, checkpoint: Checkpoint) -> None:

@@ -4,6 +4,7 @@ Gradients are summed explicitly at each update instead of by hooks in the backwa
 forward passes, players and unused parameters; what it gives up is the overlap of communication with the backward pass.
 """
 
+import copy
 import os
 from collections.abc import Sequence
 from functools import cache
@@ -89,6 +90,16 @@ def process_state() -> PartialState:
     """Accelerate's state of this process: rank, device, backend; made once."""
     cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
     return PartialState(cpu=cpu)
+
+
+def blank_copy(module: nn.Module) -> nn.Module:
+    """A copy without memory for its parameters, made before sharding and filled with whole tensors afterwards."""
+    copied = copy.deepcopy(module)
+    for part in copied.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+    return copied
 
 
 def gather(tensor: Tensor) -> Tensor:

@@ -63,6 +63,18 @@ class DamagedFileError(LimbeckError):
         self.path = str(path)
 
 
+class DiskFullError(LimbeckError):
+    """There is no room for a file; what was there before is whole."""
+
+    def __init__(self, path: object, needed: int, free: int) -> None:
+        wanted = f"about {needed:,} bytes are needed, " if needed else ""
+        super().__init__(
+            f"the disk is full: {path} could not be written ({wanted}{free:,} are free)",
+            "free some space, then continue with: limbeck run FOLDER --resume",
+        )
+        self.path, self.needed, self.free = str(path), needed, free
+
+
 class NonFiniteError(LimbeckError):
     """A loss or gradient is NaN or infinite; it did not reach the optimizer."""
 

@@ -1,5 +1,6 @@
 """The guard before every optimizer step: a non-finite loss or gradient never reaches the weights."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,8 +60,8 @@ class FiniteGuard:
         place: Place,
     ) -> bool:
         """Whether the host should call the optimizer; `loss` and `gradient_norm` are scalars."""
-        if not self.deferred:
-            return self._judge(bool(loss.isfinite()), bool(gradient_norm.isfinite()), place)
+        if not (self.deferred and optimizer.defaults["fused"]):
+            return self._judge(math.isfinite(loss.item()), math.isfinite(gradient_norm.item()), place)
         finite = loss.isfinite() & gradient_norm.isfinite()
         optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         self._pending.append((loss.isfinite(), finite, place))

@@ -27,8 +27,10 @@ def build_optimizer(player: str, module: nn.Module, spec: OptimizerSpec) -> torc
             {"params": [parameter for parameter in trainable if parameter.ndim > 1]},
             {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "weight_decay": 0.0},
         ]
-    # The fused kernels do one pass over memory, and alone can skip a non-finite step without the host knowing.
-    shared: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay, "fused": True}
+    # The fused kernels do one pass over memory, and alone can skip a non-finite step without the host knowing. Sharded
+    # parameters (DTensor) have no fused SGD.
+    fused = spec.name != "sgd" or not any(hasattr(parameter, "placements") for parameter in trainable)
+    shared: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay, "fused": fused}
     if spec.name == "sgd":
         return torch.optim.SGD(groups, momentum=spec.momentum, nesterov=spec.nesterov, **shared)
     kind = torch.optim.AdamW if spec.name == "adamw" else torch.optim.Adam

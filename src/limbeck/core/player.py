@@ -13,33 +13,30 @@ from limbeck.core.specs import OptimizerSpec
 
 
 class Tally:
-    """One update gathered over micro-batches: the weights of their means, and the weighted sums of their scalars."""
+    """One update gathered over micro-batches: its scalars, and the weights that they are means over."""
 
     def __init__(self) -> None:
-        self.weight: Tensor | float = 0.0
-        self.count = 0
-        self._sums: dict[str, Tensor] = {}
+        self._scalars: list[dict[str, Tensor]] = []
+        self._weights: list[Tensor | float] = []
 
     def add(self, update: Update) -> None:
         """Adds one micro-batch's update."""
-        for name, value in {"loss": update.loss, **update.logs}.items():
-            weighted = value.detach() * update.weight
-            self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
-        self.weight = self.weight + update.weight
-        self.count += 1
+        scalars = {"loss": update.loss, **update.logs}
+        self._scalars.append({name: value.detach() for name, value in scalars.items()})
+        self._weights.append(update.weight)
 
-    def reduce(self, world: World) -> tuple[Tensor, dict[str, Tensor]]:
+    def reduce(self, world: World) -> tuple[Tensor | float, dict[str, Tensor]]:
         """The global weight, and every scalar's mean over all micro-batches and ranks; one collective call."""
-        names = list(self._sums)
-        device = self._sums["loss"].device
-        weight = torch.as_tensor(self.weight, dtype=torch.float32, device=device)
-        if world.size > 1:
-            weight, *sums = world.sum(torch.stack([weight, *(self._sums[name].float() for name in names)]))
-        else:
-            sums = [self._sums[name] for name in names]
-        # A weight of 0 (every token masked) leaves sums of 0; any positive divisor gives the mean 0.
-        divisor = weight.clamp_min(torch.finfo(torch.float32).tiny)
-        return weight, {name: value / divisor for name, value in zip(names, sums, strict=True)}
+        if len(self._scalars) == 1 and world.size == 1:
+            return self._weights[0], self._scalars[0]  # the means themselves; no arithmetic on the common path
+        first = self._scalars[0]
+        device = first["loss"].device
+        exact = torch.float32 if device.type == "mps" else torch.float64  # token counts outgrow float32's 24 bits
+        weights = torch.stack([torch.as_tensor(weight, device=device).to(exact) for weight in self._weights])
+        rows = [torch.stack([scalars[name].to(exact) for scalars in self._scalars]) for name in first]
+        total, *sums = world.sum(torch.stack([weights.sum(), *((row * weights).sum() for row in rows)]))
+        divisor = _positive(total)
+        return total, {name: (value / divisor).to(first[name].dtype) for name, value in zip(first, sums, strict=True)}
 
 
 class Player:
@@ -56,14 +53,11 @@ class Player:
         self.optimizer = build_optimizer(name, module, spec)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    def average_gradients(self, weight: Tensor, micro_batches: int, world: World) -> None:
+    def average_gradients(self, weight: Tensor | float, world: World) -> None:
         """Turns accumulated gradients of `loss · weight` into those of the mean over all items of all ranks."""
-        if micro_batches == 1 and world.size == 1:
-            return  # the loss went in unweighted
         world.sum_gradients(self.parameters)
         # FSDP has averaged over ranks in the backward pass where the rule asks for a sum.
-        scale = (world.size if world.sharded else 1) / weight.clamp_min(torch.finfo(torch.float32).tiny)
-        torch._foreach_mul_(self.gradients(), scale)
+        torch._foreach_mul_(self.gradients(), (world.size if world.sharded else 1) / _positive(weight))
 
     def gradients(self) -> list[Tensor]:
         """The gradients that exist."""
@@ -82,6 +76,11 @@ class Player:
         if admitted:
             self.optimizer.step()
         return norm, admitted
+
+
+def _positive(weight: Tensor | float) -> Tensor:
+    """A weight to divide by: where it is 0 (every token masked) the sums are 0 too, and so shall be the mean."""
+    return torch.as_tensor(weight).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def build_players(

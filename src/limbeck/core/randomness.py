@@ -14,11 +14,16 @@ def derive(seed: int, *key: object) -> int:
 
 
 def reseed(seed: int, *key: object) -> None:
-    """Seeds Python, numpy and torch (all devices) from `derive(seed, *key)`."""
+    """Seeds Python, numpy and torch (the CPU, and the accelerators in use) from `derive(seed, *key)`."""
     value = derive(seed, *key)
     random.seed(value)
     numpy.random.seed(value % 2**32)
-    torch.manual_seed(value)
+    # torch.manual_seed would record a stack trace for each kind of accelerator that is not in use: 0.5 ms a step.
+    torch.default_generator.manual_seed(value)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(value)
+    elif torch.backends.mps.is_available():
+        torch.mps.manual_seed(value)
 
 
 def generator(seed: int, *key: object, device: torch.device | str = "cpu") -> torch.Generator:

@@ -2,19 +2,21 @@
 
 import fcntl
 import json
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 from limbeck.core.checkpoint import Checkpoints
-from limbeck.core.durable import remove_leftovers, write_bytes, write_json
-from limbeck.core.errors import DamagedFileError, RunBusyError, UsageError
+from limbeck.core.durable import is_leftover, making_room, read_json, remove_leftovers, write_bytes, write_json
+from limbeck.core.errors import DamagedFileError, RecipeError, RunBusyError, UsageError
+from limbeck.core.recipe import read_yaml
 from limbeck.core.specs import Recipe
 
 _PACKAGES = ("limbeck", "torch", "numpy", "transformers", "timm")
@@ -36,10 +38,11 @@ class Run:
         """A new run's folder, or with `resume` the existing one after checking that the recipe is the same.
 
         Raises:
-            UsageError: the folder holds something already, or holds another recipe.
+            UsageError: the folder holds something already, or another recipe, or a link that leaves it.
         """
         run = cls(folder)
         if run.recipe_path.exists():
+            run._refuse_links()
             if not resume:
                 raise UsageError(f"{folder} holds a run already", "continue it with --resume, or choose another folder")
             if run.recipe() != recipe:
@@ -48,7 +51,7 @@ class Run:
                     "resume without overrides, or choose another folder",
                 )
             return run
-        if run.folder.exists() and any(run.folder.iterdir()):
+        if run.folder.exists() and not all(is_leftover(path) for path in run.folder.iterdir()):
             raise UsageError(f"{folder} is not empty and holds no run", "choose another folder with --out")
         run.folder.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -60,11 +63,12 @@ class Run:
         """An existing run's folder.
 
         Raises:
-            UsageError: there is no run.
+            UsageError: there is no run, or a link in it leaves the folder.
         """
         run = cls(folder)
         if not run.recipe_path.is_file():
             raise UsageError(f"{folder} holds no run", "give the folder that 'limbeck run' wrote")
+        run._refuse_links()
         return run
 
     @property
@@ -89,8 +93,8 @@ class Run:
             DamagedFileError: the file is no recipe any more.
         """
         try:
-            return Recipe.model_validate(yaml.safe_load(self.recipe_path.read_text()))
-        except (ValueError, yaml.YAMLError) as error:
+            return Recipe.model_validate(read_yaml(self.recipe_path))
+        except (OSError, ValueError, RecipeError) as error:
             raise DamagedFileError(self.recipe_path, "it is no resolved recipe") from error
 
     def checkpoints(self, stage: str, keep: int) -> Checkpoints:
@@ -108,36 +112,35 @@ class Run:
         Raises:
             RunBusyError: another process holds it.
         """
-        with (self.folder / ".lock").open("w") as lock:
+        with (self.folder / ".lock").open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise RunBusyError(f"another process is writing to {self.folder}", "wait for it, or stop it") from error
-            remove_leftovers(self.folder)
-            self._read_last_steps()
-            yield
+            _locks.add(lock)
+            try:
+                for folder in (self.folder, self.stage_result("").parent):
+                    remove_leftovers(folder)
+                self._read_last_steps()
+                yield
+            finally:
+                _locks.discard(lock)
 
     def record(self, stage: str, row: Mapping[str, Any]) -> None:
         """Appends a row of metrics; rows of the same stage from its step on, which a crash or rewind made void, go."""
         if row["step"] <= self._last_step.get(stage, -1):
             self._drop_rows(stage, row["step"])
-        with self.metrics_path.open("a") as file:
-            file.write(json.dumps({"stage": stage, **row}) + "\n")
+        line = json.dumps({"stage": stage, **row}) + "\n"
+        with making_room(self.metrics_path, len(line)), self.metrics_path.open("a") as file:
+            file.write(line)
         self._last_step[stage] = row["step"]
 
     def metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
         """All whole rows, of one stage or of all; a line that a crash cut short is passed over."""
         if not self.metrics_path.exists():
             return []
-        rows = []
-        for line in self.metrics_path.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict) and (stage is None or row.get("stage") == stage):
-                rows.append(row)
-        return rows
+        rows = (_row(line) for line in self.metrics_path.read_bytes().splitlines())
+        return [row for row in rows if row is not None and (stage is None or row["stage"] == stage)]
 
     def results(self) -> dict[str, dict[str, Any]]:
         """Final figures by stage; empty before the first stage is done."""
@@ -157,6 +160,12 @@ class Run:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(self.folder / "run.json", {"status": status, "changed": now, **about, **more})
 
+    def _refuse_links(self) -> None:
+        home = self.folder.resolve()
+        for path in self.folder.rglob("*"):
+            if path.is_symlink() and not path.resolve().is_relative_to(home):
+                raise UsageError(f"{path} is a link that leaves the run's folder", "put the file itself in its place")
+
     def _read_last_steps(self) -> None:
         rows = self.metrics()
         if self.metrics_path.exists():
@@ -170,14 +179,37 @@ class Run:
         write_bytes(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
+_locks: set[IO[str]] = set()
+
+
+def _let_go() -> None:
+    """A lock belongs to all processes that have its file open, so loader workers would keep it beyond a kill -9."""
+    for lock in _locks:
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A row of metrics; None where a crash or an accident left something else."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    match row:
+        case {"stage": str(), "step": int()}:
+            return row
+    return None
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DamagedFileError(path, "it is no JSON") from error
-    return value if isinstance(value, dict) else {}
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise DamagedFileError(path, "it is no JSON object")
+    return value
 
 
 def _versions() -> dict[str, str]:

@@ -13,7 +13,7 @@ from torch import nn
 from limbeck.core import interrupt, snapshot
 from limbeck.core.batch import Batch
 from limbeck.core.checkpoint import Checkpoints
-from limbeck.core.distributed import World
+from limbeck.core.distributed import World, blank_copy
 from limbeck.core.ema import EMA
 from limbeck.core.errors import IncompatibleError, RecipeError, did_you_mean
 from limbeck.core.finite import FiniteGuard, Place, Rewind
@@ -70,6 +70,7 @@ class Trainer:
         self.world = world or World()
         self.step = 0
         self.offset = 0  # how far the data run ahead of the steps: a rewind passes over what led to a non-finite value
+        self._alone = spec.accumulate == 1 and self.world.size == 1  # one batch's mean is the mean: no weighting
         self.seconds: dict[str, float] = defaultdict(float)
         self.players = self._place()
         self.meter = Meter()
@@ -95,7 +96,10 @@ class Trainer:
         snapshot.save(self)
         if self.average is not None:
             self.average.copy_into(self.method.result())
-        return self.method.result()
+        if self._blank is None:
+            return self.method.result()
+        self._blank.load_state_dict(snapshot.module_tensors(self.method.result()), assign=True)
+        return self._blank
 
     def train_step(self, micro_batches: Sequence[Batch]) -> None:
         """One step of the method: its updates in order, the micro-batches advancing through them in lockstep."""
@@ -125,7 +129,6 @@ class Trainer:
     def _backward(self, running: Sequence[Iterator[Update]]) -> tuple[Player, Tally] | None:
         """The next update of every micro-batch, forward and backward; None when the step is over."""
         tally, names = Tally(), set()
-        alone = len(running) == 1 and self.world.size == 1
         for updates in running:
             with self._timed("forward"), self._precision():
                 update = next(updates, None)
@@ -135,7 +138,7 @@ class Trainer:
             player = self._player(update.player)
             tally.add(update)
             with self._timed("backward"):
-                loss = update.loss if alone else update.loss * update.weight
+                loss = update.loss if self._alone else update.loss * update.weight
                 loss.backward(inputs=self._leaves(player))
         if len(names) > 1:
             raise IncompatibleError(
@@ -146,7 +149,8 @@ class Trainer:
 
     def _commit(self, player: Player, tally: Tally, place: Place) -> None:
         weight, means = tally.reduce(self.world)
-        player.average_gradients(weight, tally.count, self.world)
+        if not self._alone:
+            player.average_gradients(weight, self.world)
         norm, admitted = player.apply(means["loss"], (self.step, self.steps), self.spec.clip_norm, self.guard, place)
         for other in self.players.values():  # a loss may leave gradients on other players; they are not theirs to use
             other.optimizer.zero_grad(set_to_none=True)
@@ -154,9 +158,8 @@ class Trainer:
             self.average.update()
         if admitted:
             self.method.after_update(player.name, means)
-            self.meter.add(f"{player.name}/gradient_norm", norm, 1.0)
-            for name, value in means.items():
-                self.meter.add(f"{player.name}/{name}", value, weight)
+            self.meter.add({f"{player.name}/gradient_norm": norm}, 1.0)
+            self.meter.add({f"{player.name}/{name}": value for name, value in means.items()}, weight)
 
     def _log(self) -> None:
         self.guard.settle()
@@ -195,9 +198,10 @@ class Trainer:
         for name in self.spec.players:
             if name not in modules:
                 raise RecipeError(f"train.players.{name}", "the method has no such player", did_you_mean(name, modules))
+        result = self.method.result()
+        self._blank = blank_copy(result) if self.world.sharded else None  # takes the whole weights home in the end
         for module in modules.values():
             self.world.shard(module)
-        result = self.method.result()
         self._result_player = next((name for name, module in modules.items() if result in module.modules()), "")
         return build_players(modules, self.spec.optimizer, self.spec.players)
 

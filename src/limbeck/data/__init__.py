@@ -1,0 +1,1 @@
+"""Data: sources of labelled images, how they are opened, augmented and handed out in batches."""

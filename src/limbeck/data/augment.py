@@ -22,15 +22,13 @@ def flip(images: Tensor, draws: Tensor) -> Tensor:
 
 def crop(images: Tensor, draws: Tensor) -> Tensor:
     """Pads by an eighth of each side (at least one pixel) with the border's pixels and cuts a random window."""
-    items, _, height, width = images.shape
+    height, width = images.shape[2:]
     pad_y, pad_x = max(1, height // 8), max(1, width // 8)
     padded = functional.pad(images, (pad_x, pad_x, pad_y, pad_y), mode="replicate")
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: (items, channels, top, left, height, width)
     top = (draws[:, 0] * (2 * pad_y + 1)).long()
     left = (draws[:, 1] * (2 * pad_x + 1)).long()
-    rows = (top[:, None] + torch.arange(height))[:, :, None]
-    columns = (left[:, None] + torch.arange(width))[:, None, :]
-    window = padded.permute(0, 2, 3, 1)[torch.arange(items)[:, None, None], rows, columns]
-    return window.permute(0, 3, 1, 2).contiguous()
+    return windows[torch.arange(len(images)), :, top, left]
 
 
 def jitter(images: Tensor, draws: Tensor, strength: float = 0.4) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from limbeck.core.batch import Batch
 from limbeck.core.errors import IncompatibleError
 from limbeck.core.method import DataInfo
+from limbeck.core.randomness import generator
 from limbeck.data.augment import augment
 
 Normalisation = tuple[list[float], list[float]]
@@ -73,8 +74,7 @@ class Source(ABC):
         normalisation: Normalisation | None,
         augmentations: Sequence[str],
     ) -> None:
-        if not len(labels):
-            raise IncompatibleError("a data set needs at least one item")
+        check_not_empty(labels)
         self.labels = labels.to(torch.int64)
         highest = int(self.labels.max())
         self.classes = classes if classes is not None else max(highest + 1, len(class_names or ()))
@@ -111,8 +111,9 @@ class Source(ABC):
         return None if self._affine is None else self.normalisation
 
     def _measured(self, most: int = 2000) -> "_Affine":
-        # Evenly spaced items: no randomness, and a sample of 2,000 settles mean and deviation to a percent.
-        rows = torch.arange(0, len(self), max(1, len(self) // most))[:most]
+        # A sample settles mean and deviation to a percent. It is drawn, and always in the same way: evenly spaced items
+        # of data in which the classes take turns would all be of one class.
+        rows = torch.randperm(len(self), generator=generator(0, "normalisation"))[:most].sort().values
         images = self.images(rows)
         images = images.double() / 255 if images.dtype == torch.uint8 else images.double()
         std = images.std((0, 2, 3), correction=0)
@@ -181,6 +182,12 @@ class ArraySource(Source):
             normalisation=self._chosen_normalisation(),
             augmentations=self.augmentations,
         )
+
+
+def check_not_empty(labels: Tensor) -> None:
+    """Refuses a data set without items, as an `IncompatibleError`."""
+    if not len(labels):
+        raise IncompatibleError("a data set needs at least one item")
 
 
 def _as_images(images: Any) -> Tensor:

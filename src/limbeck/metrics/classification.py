@@ -62,16 +62,15 @@ class _Totals:
     """Sums over items, kept on the device so that no batch waits for a number."""
 
     def __init__(self) -> None:
-        self.labelled = self.correct = self.loss = torch.zeros(())
-        self.agreeing = self.divergence = torch.zeros(())
-        self.compared = 0
+        self.labelled = self.compared = 0
+        self.correct = self.loss = self.agreeing = self.divergence = torch.zeros(())
 
     def add_labelled(self, logits: Tensor, labels: Tensor, calibration: Any) -> None:
         known = labels != -100
         logits, labels = logits[known], labels[known]
         if not len(labels):
             return
-        self.labelled = self.labelled + len(labels)
+        self.labelled += len(labels)
         self.correct = self.correct.to(logits) + (logits.argmax(-1) == labels).sum()
         self.loss = self.loss.to(logits) + functional.cross_entropy(logits, labels, reduction="sum")
         calibration.update(logits.softmax(-1), labels)
@@ -79,19 +78,16 @@ class _Totals:
     def add_compared(self, logits: Tensor, target: Tensor) -> None:
         self.compared += len(logits)
         self.agreeing = self.agreeing.to(logits) + (logits.argmax(-1) == target.argmax(-1)).sum()
-        divergence = functional.kl_div(
-            logits.log_softmax(-1), target.log_softmax(-1), reduction="sum", log_target=True
-        )
+        divergence = functional.kl_div(logits.log_softmax(-1), target.log_softmax(-1), reduction="sum", log_target=True)
         self.divergence = self.divergence.to(logits) + divergence
 
     def summary(self, items: int, calibration: Any) -> dict[str, int | float]:
         result: dict[str, int | float] = {"items": items}
-        labelled = int(self.labelled)
-        if labelled:
+        if self.labelled:
             correct = float(self.correct)
-            low, high = wilson(correct, labelled)
-            result |= {"accuracy": correct / labelled, "accuracy_low": low, "accuracy_high": high}
-            result["cross_entropy"] = float(self.loss) / labelled
+            low, high = wilson(correct, self.labelled)
+            result |= {"accuracy": correct / self.labelled, "accuracy_low": low, "accuracy_high": high}
+            result["cross_entropy"] = float(self.loss) / self.labelled
             result["calibration_error"] = float(calibration.compute())
         if self.compared:
             result["agreement"] = float(self.agreeing) / self.compared

@@ -1,0 +1,1 @@
+"""Networks: the shipped ones, those of timm and transformers, and how they are built, saved and described."""

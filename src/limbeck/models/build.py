@@ -11,6 +11,7 @@ from limbeck.core.errors import RecipeError, UnknownNameError
 from limbeck.core.method import DataInfo
 from limbeck.core.specs import ModelSpec
 from limbeck.models.names import check_model, parse_model_name
+from limbeck.models.normalisation import Normalisation, normalisation_of, set_normalisation
 from limbeck.models.saved import load_model
 from limbeck.models.seeding import seeded
 from limbeck.models.shipped import build_shipped
@@ -22,6 +23,7 @@ def build_model(
     seed: int,
     *,
     stages: Mapping[str, nn.Module] | None = None,
+    normalisation: Normalisation | None = None,
     key: str = "model",
 ) -> nn.Module:
     """Builds the model that a recipe names, on the CPU.
@@ -33,6 +35,7 @@ def build_model(
         data: what the model is for: gives channels, image size and classes where the arguments leave them open.
         seed: seed of fresh weights.
         stages: results of earlier stages by name; a model taken from here is a copy, and trainable.
+        normalisation: per-channel (mean, deviation) of the data's images, noted on a model that knows of none.
         key: dotted path of the spec in its recipe, for messages.
 
     Raises:
@@ -49,7 +52,10 @@ def build_model(
         _refuse_arguments(spec, key)
         return load_model(student_folder(Path(value).expanduser()))
     with seeded(seed if spec.seed is None else spec.seed, "model"):
-        return _build(kind, value, dict(spec.arguments), data, key)
+        model = _build(kind, value, dict(spec.arguments), data, key)
+    if normalisation is not None and normalisation_of(model) is None:
+        set_normalisation(model, *normalisation)
+    return model
 
 
 def student_folder(folder: Path) -> Path:

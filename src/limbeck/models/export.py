@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from limbeck.core.batch import Batch
 from limbeck.core.call import logits_of
 from limbeck.core.durable import write_bytes, write_json
-from limbeck.core.errors import IncompatibleError, LimbeckError, MissingExtraError
+from limbeck.core.errors import IncompatibleError, MissingExtraError
 from limbeck.models.modes import evaluating
 from limbeck.models.normalisation import normalisation_of
 from limbeck.models.saved import ecosystem, save_model
@@ -62,8 +62,8 @@ def _export_onnx(model: nn.Module, folder: Path, example: Batch | None) -> None:
     logits = _LogitsOnly(model, names).cpu()
     with evaluating(logits):
         content = _to_onnx(logits, inputs)
-        write_bytes(folder / "model.onnx", content)
         _verify(content, logits, inputs)
+    write_bytes(folder / "model.onnx", content)
     normalisation = normalisation_of(model)
     mean, std = normalisation or (None, None)
     write_json(folder / "preprocessing.json", {"inputs": names, "output": "logits", "mean": mean, "std": std})
@@ -89,29 +89,38 @@ def _to_onnx(model: nn.Module, inputs: dict[str, Tensor]) -> bytes:
         except ImportError as error:
             raise MissingExtraError(package, "onnx", "the onnx format") from error
     items = torch.export.Dim("items", min=1)
-    program: Any = torch.onnx.export(
-        model,
-        tuple(inputs.values()),
-        dynamo=True,
-        input_names=list(inputs),
-        output_names=["logits"],
-        dynamic_shapes=(tuple({0: items} for _ in inputs),),
-        verbose=False,
-    )
+    try:
+        program: Any = torch.onnx.export(
+            model,
+            tuple(inputs.values()),
+            dynamo=True,
+            input_names=list(inputs),
+            output_names=["logits"],
+            dynamic_shapes=(tuple({0: items} for _ in inputs),),
+            verbose=False,
+        )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise IncompatibleError(f"the model cannot be written as onnx: {reason}") from error
     return program.model_proto.SerializeToString()
 
 
 def _verify(content: bytes, model: nn.Module, inputs: dict[str, Tensor]) -> None:
-    """Runs the exported network on another number of items and compares, where onnxruntime is installed."""
+    """Runs the exported network on two numbers of items and compares, where onnxruntime is installed."""
     try:
         import onnxruntime
     except ImportError:
         return
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    single = {name: tensor[:1] for name, tensor in inputs.items()}
-    for feed in (inputs, single):
-        found = torch.from_numpy(session.run(None, {name: tensor.numpy() for name, tensor in feed.items()})[0])
+    for feed in (inputs, {name: tensor[:1] for name, tensor in inputs.items()}):
+        try:
+            outputs = session.run(None, {name: tensor.numpy() for name, tensor in feed.items()})
+        except Exception as error:  # onnxruntime's errors have no common class of their own
+            raise IncompatibleError(
+                f"onnxruntime does not run the exported network: {error}",
+                "a forward that fixes the number of items (by len, int or a loop) is a common cause",
+            ) from error
         expected = model(*feed.values())
-        worst = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
+        worst = (torch.from_numpy(outputs[0]) - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
         if not worst < 1e-3:
-            raise LimbeckError(f"the exported network differs from the model by {float(worst):.1e}")
+            raise IncompatibleError(f"the exported network differs from the model by {float(worst):.1e}")

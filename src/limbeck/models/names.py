@@ -6,7 +6,8 @@ from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from limbeck.core.errors import MissingExtraError, RecipeError, UnknownNameError, did_you_mean
+from limbeck.core.errors import MissingExtraError, RecipeError, UnknownNameError
+from limbeck.core.explain import explain
 from limbeck.core.specs import ModelSpec
 from limbeck.models.configs import SHIPPED
 
@@ -59,7 +60,9 @@ def check_model(spec: ModelSpec, key: str = "model") -> None:
         raise MissingExtraError(_EXTRAS[kind], "vision", f"the model '{spec.name}'")
     if kind == "run" and not Path(value).expanduser().is_dir():
         raise RecipeError(f"{key}.name", f"there is no folder '{value}'", "give the folder of a finished run")
-    if kind == "hf" and value.startswith((".", "/", "~")) and not Path(value).expanduser().is_dir():
+    # A hub id is NAME or OWNER/NAME; anything else can only be a path.
+    is_path = value.startswith((".", "/", "~")) or value.count("/") > 1
+    if kind == "hf" and is_path and not Path(value).expanduser().is_dir():
         raise RecipeError(f"{key}.name", f"there is no folder '{value}'", "give a folder that holds config.json")
     if kind == "shipped":
         check_arguments(value, spec.arguments, key)
@@ -71,14 +74,7 @@ def check_arguments(name: str, arguments: object, key: str = "model") -> None:
     Raises:
         RecipeError: naming the first argument that is unknown, of the wrong type or out of range.
     """
-    config = SHIPPED[name]
     try:
-        config.model_validate(arguments)
+        SHIPPED[name].model_validate(arguments)
     except ValidationError as error:
-        first = error.errors()[0]
-        argument = ".".join(str(part) for part in first["loc"])
-        path = ".".join(part for part in (key, "arguments", argument) if part)
-        if first["type"] == "extra_forbidden":
-            hint = did_you_mean(argument, sorted(config.model_fields))
-            raise RecipeError(path, f"{name} takes no '{argument}'", hint) from None
-        raise RecipeError(path, first["msg"], f"see the arguments of {name} in the documentation") from None
+        raise explain(error, SHIPPED[name], f"{key}.arguments") from None

@@ -37,7 +37,9 @@ def normalisation_of(model: nn.Module) -> Normalisation | None:
         return noted
     settings = getattr(model, "pretrained_cfg", None)
     if isinstance(settings, dict) and settings.get("mean") and settings.get("std"):
-        return _checked(settings["mean"], settings["std"], settings.get("input_size", (None,))[0])
+        arguments: Any = getattr(model, "_model_args", {})
+        channels = arguments.get("in_chans") or settings.get("input_size", (None,))[0]
+        return _checked(settings["mean"], settings["std"], channels)
     return _of_processor(model)
 
 

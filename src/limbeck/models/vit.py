@@ -65,7 +65,7 @@ class VisionTransformer(nn.Module):
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Logits (items, classes) of images (items, channels, image_size, image_size); see the class for the pair."""
         patches = self.patches(image).flatten(2).transpose(1, 2)  # (items, patches, dim)
-        tokens = torch.cat([self.tokens.expand(len(patches), -1, -1), patches], 1)
+        tokens = torch.cat([self.tokens.expand(image.shape[0], -1, -1), patches], 1)
         hidden = self.norm(self.blocks(tokens + self.positions))
         logits = self.head(hidden[:, 0])
         if self.distillation_head is None:

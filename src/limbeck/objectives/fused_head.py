@@ -36,7 +36,8 @@ class HiddenTeacher:
     bias: Float[Tensor, "vocab"] | None = None
 
     def compare(self, divergence: Callable[..., Tensor], logits: Tensor, rows: Tensor, temperature: float) -> Tensor:
-        teacher = F.linear(_rows(self.hidden, rows), self.weight.detach(), self.bias)
+        with torch.no_grad():
+            teacher = F.linear(_rows(self.hidden, rows), self.weight, self.bias)
         return divergence(logits, teacher, temperature)
 
 
@@ -209,5 +210,5 @@ def _wide(tensor: Tensor) -> torch.dtype:
 
 
 def _rows(tensor: Tensor, rows: Tensor) -> Tensor:
-    """The chosen tokens of a tensor (*items, features), without a gradient."""
-    return tensor.detach().reshape(-1, tensor.shape[-1])[rows]
+    """The chosen tokens of a tensor (*items, features), without a gradient or, for a shifted view, a copy of it all."""
+    return tensor.detach()[torch.unravel_index(rows, tensor.shape[:-1])]

@@ -59,14 +59,14 @@ def advantages(
     TRL: gamma to the power of the absolute position, and normalisation by the discounted count in which a masked
     token weighs 1e-4; gamma = 0 gives the rewards.
     """
-    rewards = rewards.detach().float() * mask
-    place = torch.arange(rewards.shape[1], device=rewards.device)
+    rewards = rewards.detach() * mask
+    place = torch.arange(rewards.shape[1], dtype=rewards.dtype, device=rewards.device)
     if compat == "trl":
         return _absolute_advantages(rewards, mask, gamma**place, normalise_length) if gamma > 0 else rewards
-    ahead = place.unsqueeze(-1) - place - (0 if include_current else 1)  # (from, to) after the transposition: i - t
+    ahead = place.unsqueeze(-1) - place - (0 if include_current else 1)  # [i, t]: i - t
     kernel = torch.where(ahead >= 0, gamma ** ahead.clamp_min(0), 0.0)
     total = rewards @ kernel
-    return total / (mask.float() @ (ahead >= 0).float()).clamp_min(1) if normalise_length else total
+    return total / (mask.to(kernel) @ (ahead >= 0).to(kernel)).clamp_min(1) if normalise_length else total
 
 
 def _absolute_advantages(rewards: Tensor, mask: Tensor, discount: Tensor, normalise_length: bool) -> Tensor:

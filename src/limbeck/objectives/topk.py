@@ -39,7 +39,8 @@ class TopKDivergence:
     ) -> Float[Tensor, "*items"]:
         """One value in nats per token, without a factor temperature^2.
 
-        ``ids`` are distinct per token; one beyond the student's vocabulary is a token the student cannot say.
+        ``ids`` are distinct per token; one beyond the student's vocabulary is a token the student cannot say (not for a
+        uniform tail, which needs to know how many there are).
         ``log_probs`` are the teacher's, over its full vocabulary, at temperature 1.
         """
         log_probs = log_probs.detach().to(torch.promote_types(log_probs.dtype, torch.float32))
@@ -87,7 +88,7 @@ def bucket_log_probabilities(
     check_temperature(temperature)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     logits = logits if temperature == 1 else logits / temperature
-    vocab = logits.shape[-1]
+    vocab, ids = logits.shape[-1], ids.long()
     kept = logits.gather(-1, ids.clamp_max(vocab - 1)).masked_fill(ids >= vocab, -math.inf)
     # One spare column takes the ids beyond the vocabulary, so that they do not hide a token that is there.
     rest = torch.nn.functional.pad(logits, (0, 1), value=-math.inf).scatter_(-1, ids.clamp_max(vocab), -math.inf)
@@ -98,7 +99,7 @@ def spread_uniformly(
     ids: Int[Tensor, "*items k"], log_probs: Float[Tensor, "*items k"], vocab: int
 ) -> Float[Tensor, "*items vocab"]:
     """Dense log-probabilities: the k given ones, and the rest spread evenly over the other vocab - k tokens."""
-    k = ids.shape[-1]
+    k, ids = ids.shape[-1], ids.long()
     if k > vocab:
         raise ValueError(f"{k} tokens do not fit a vocabulary of {vocab}")
     if k == vocab:
@@ -120,7 +121,7 @@ def support_divergence(
     ``log_probs`` are the teacher's over its full vocabulary and, unlike for :func:`topk_divergence`, already taken at
     ``temperature``.
     """
-    log_student = log_probabilities(student_logits, temperature).gather(-1, ids)
+    log_student = log_probabilities(student_logits, temperature).gather(-1, ids.long())
     log_teacher = log_probs.detach().to(log_student.dtype)
     return f_divergence(name, **parameters).from_log_probs(log_student, log_teacher)
 

@@ -1,6 +1,7 @@
 """Readers of data that fit in memory: the embedded digits, MNIST's IDX files and NumPy archives."""
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -110,7 +111,7 @@ def _read_idx(path: Path, kind: str) -> Tensor:
         raise DamagedFileError(path, f"it does not begin like an IDX file of {kind}")
     shape = struct.unpack(f">{dimensions}I", content[4:header])
     body = numpy.frombuffer(content, numpy.uint8, offset=header)
-    if body.size != numpy.prod(shape, dtype=numpy.int64):
+    if body.size != math.prod(shape):
         raise DamagedFileError(path, f"{body.size} bytes of data for the shape {shape}")
     return torch.from_numpy(body.reshape(shape).copy())
 

@@ -1,6 +1,8 @@
 """Parent of the methods that match features: outputs of layers tapped in student and teacher."""
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from pydantic import Field
@@ -18,11 +20,22 @@ from limbeck.models.describe import default_layers
 from limbeck.objectives.logits import kd
 
 
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What student and teacher make of one batch: logits (items, classes), and one feature a tapped layer."""
+
+    student_logits: Tensor
+    teacher_logits: Tensor | None
+    student_features: list[Tensor]
+    teacher_features: list[Tensor]
+
+
 class FeatureMethod(Method):
     """Cross-entropy with the labels plus a weighted objective on the outputs of paired layers.
 
-    Subclasses give `objective`, and `connect` where they train connectors between the two sides. Connectors are put
-    into `self.connectors`, which learns together with the student and is left behind at the end.
+    Subclasses give `layer_objective`, and `connector` where something trained stands between the two sides: it learns
+    together with the student and is left behind at the end. Methods that look at several layers at once give
+    `objective` and `connect` instead.
     """
 
     class Options(OptionsBase):
@@ -50,29 +63,58 @@ class FeatureMethod(Method):
         self.connect(student_features, teacher_features)
 
     def connect(self, student_features: list[Tensor], teacher_features: list[Tensor]) -> None:
-        """Builds `self.connectors` from example features (2, …) of each layer; nothing unless a method learns some."""
+        """Fills `self.connectors` from example features (2, …) of each layer: one `connector` a pair of layers."""
+        for layer, pair in enumerate(zip(student_features, teacher_features, strict=True)):
+            connector = self.connector(layer, *pair)
+            if connector is not None:
+                self.connectors[str(layer)] = connector
+
+    def connector(self, layer: int, student: Tensor, teacher: Tensor) -> nn.Module | None:
+        """What stands between the two sides at one pair of layers, given example features; None for nothing."""
+        return None
 
     def objective(self, student_features: list[Tensor], teacher_features: list[Tensor], batch: Batch) -> Tensor:
-        """What the method adds: a scalar, the mean over the batch, from one feature per layer and side."""
+        """What the method adds: a scalar, the mean over the batch; the sum of `layer_objective` over the layers."""
+        pairs = zip(student_features, teacher_features, strict=True)
+        terms = [self.layer_objective(layer, student, teacher) for layer, (student, teacher) in enumerate(pairs)]
+        return torch.stack(terms).sum()
+
+    def layer_objective(self, layer: int, student: Tensor, teacher: Tensor) -> Tensor:
+        """The objective at one pair of layers: a scalar, the mean over the batch."""
         raise NotImplementedError
 
     def players(self) -> dict[str, nn.Module]:
         """The student, together with the connectors where there are any."""
         return {"student": nn.ModuleList([self.student, self.connectors]) if self.connectors else self.student}
 
+    def schedule(self) -> float:
+        """A factor on the objective that may depend on `self.clock`; 1 unless the paper warms up."""
+        return 1.0
+
     def step(self, batch: Batch) -> Iterator[Update]:
+        seen = self.observe(batch)
+        objective = self.objective(seen.student_features, seen.teacher_features, batch)
+        yield self.combine(seen, objective, batch)
+
+    def observe(self, batch: Batch) -> Observation:
+        """Runs the teacher, then the student, and collects what their paired layers return."""
         assert self.teacher is not None
         signal = self.teacher.signal(batch, self.teacher_layers)
         with Taps(self.student, self.student_layers) as taps:
             logits = logits_of(taps.run(batch))
-            features = taps.values()
-        labels_loss = label_cross_entropy(logits, batch)
-        objective = self.objective(features, list(signal.features.values()), batch)
-        loss = self.options.label_weight * labels_loss + self.options.weight * objective
-        if self.options.kd_weight:
-            assert signal.logits is not None
-            loss = loss + self.options.kd_weight * kd(logits, signal.logits, self.options.temperature)
-        yield Update("student", loss, batch.size, {"cross_entropy": labels_loss, "objective": objective})
+            return Observation(logits, signal.logits, taps.values(), list(signal.features.values()))
+
+    def combine(self, seen: Observation, objective: Tensor, batch: Batch) -> Update:
+        """The student's update: labels, the scheduled objective, and a Hinton term where one is asked for."""
+        options = self.options
+        labels_loss = label_cross_entropy(seen.student_logits, batch)
+        loss = options.label_weight * labels_loss + options.weight * self.schedule() * objective
+        if options.kd_weight:
+            if seen.teacher_logits is None:
+                raise IncompatibleError("the teacher gives no logits for kd_weight", "set kd_weight: 0")
+            hinton = kd(seen.student_logits, seen.teacher_logits, temperature=options.temperature)
+            loss = loss + options.kd_weight * hinton
+        return Update("student", loss, batch.size, {"cross_entropy": labels_loss, "objective": objective})
 
     def default_layers(self, model: nn.Module) -> list[str]:
         """The layers of a model that are matched when the options name none: its stages."""
@@ -120,6 +162,28 @@ def pooled(feature: Tensor) -> Tensor:
     if feature.ndim == 4:
         return feature.mean((2, 3))
     return feature.mean(1) if feature.ndim == 3 else feature
+
+
+def spatial(feature: Tensor) -> Tensor:
+    """A feature as maps (items, channels, height, width): maps as they are, tokens laid out on their square grid.
+
+    Tokens before the grid's (class, distillation and register tokens, at most five) are left out.
+
+    Raises:
+        IncompatibleError: a vector has no positions, or the tokens fill no square grid.
+    """
+    if feature.ndim == 4:
+        return feature
+    if feature.ndim != 3:
+        raise IncompatibleError(
+            f"a layer returns {tuple(feature.shape)}, which has no positions to compare",
+            "tap layers that return maps or tokens (student_layers, teacher_layers), or use rkd, pkt or sp",
+        )
+    side = math.isqrt(feature.shape[1])
+    before = feature.shape[1] - side**2
+    if before > 5:
+        raise IncompatibleError(f"{feature.shape[1]} tokens fill no square grid", "use square images")
+    return feature[:, before:].mT.unflatten(2, (side, side))
 
 
 def channel_counts(features: Sequence[Tensor]) -> list[int]:

@@ -38,4 +38,4 @@ class KnowledgeDistillation(LogitMethod):
         temperature: float = Field(4.0, gt=0, le=1000, description="softens both distributions; 1 leaves them alone")
 
     def objective(self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch) -> Tensor:
-        return kd(student_logits, teacher_logits, self.options.temperature)
+        return kd(student_logits, teacher_logits, temperature=self.options.temperature)

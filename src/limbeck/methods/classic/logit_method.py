@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
@@ -59,3 +60,19 @@ def label_cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
     if "label" not in batch:
         return logits.new_zeros(())
     return F.cross_entropy(logits.float(), batch["label"], ignore_index=-100, reduction="sum") / batch.size
+
+
+def target_classes(batch: Batch, teacher_logits: Tensor) -> Tensor:
+    """The class of each item (items,), for objectives that treat it apart: its label, the largest of a soft label
+    (items, classes), or, where an item has none, the class that the teacher finds most likely.
+    """
+    guess = teacher_logits.argmax(1)
+    if "label" not in batch:
+        return guess
+    label = batch["label"]
+    return label.argmax(1) if label.ndim == 2 else torch.where(label >= 0, label, guess)
+
+
+def warm_up(epoch: float, epochs: float) -> float:
+    """A factor min(epoch / epochs, 1) that rises linearly from 0 over so many epochs; 1 throughout for 0 epochs."""
+    return min(epoch / epochs, 1.0) if epochs else 1.0

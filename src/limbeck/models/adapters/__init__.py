@@ -1,0 +1,1 @@
+"""Adapters: one file an ecosystem, and the only place that imports it."""

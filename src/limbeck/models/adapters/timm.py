@@ -1,5 +1,6 @@
 """timm's models: built without download, saved and loaded in timm's own folder format."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,21 @@ def build_timm(name: str, arguments: dict[str, Any], data: DataInfo, key: str = 
     if not timm.is_model(name):
         raise UnknownNameError("timm model", name, timm.list_models())
     _refuse_origins(arguments, key)
-    pretrained = arguments.get("pretrained", False)
+    pretrained = bool(arguments.get("pretrained", False))
     given = {name: value for name, value in arguments.items() if name != "pretrained"}
     try:
-        return timm.create_model(name, pretrained=bool(pretrained), **{**_defaults(name, data), **given})
+        model = _create(name, pretrained, {**_defaults(name, data), **given})
     except TypeError as error:
         raise RecipeError(f"{key}.arguments", str(error), f"see the arguments of timm's {name}") from error
     except (AssertionError, ValueError) as error:
         raise IncompatibleError(f"timm's {name} cannot be built: {error}", "set data.image_size or img_size") from error
     except (OSError, RuntimeError) as error:
-        raise UsageError(f"no weights for timm's {name}: {error}", "check the network, or leave out pretrained") from error
+        raise UsageError(
+            f"no weights for timm's {name}: {error}", "check the network, or leave out pretrained"
+        ) from error
+    if not pretrained:
+        _forget_pretraining(model, list(data.example["image"].shape[1:]))
+    return model
 
 
 def save_timm(model: nn.Module, folder: Path) -> None:
@@ -90,13 +96,19 @@ def timm_config(model: nn.Module) -> dict[str, Any]:
     normalisation = normalisation_of(model)
     if normalisation is not None:
         settings["mean"], settings["std"] = normalisation
-    return {
+    config = {
         "architecture": architecture,
         "num_classes": known.num_classes,
         "num_features": known.num_features,
         "model_args": arguments,
         "pretrained_cfg": settings,
     }
+    try:
+        return json.loads(json.dumps(config))
+    except TypeError as error:
+        raise IncompatibleError(
+            f"timm's {architecture} was built with arguments that JSON cannot hold: {error}"
+        ) from error
 
 
 def _defaults(name: str, data: DataInfo) -> dict[str, Any]:
@@ -110,6 +122,13 @@ def _defaults(name: str, data: DataInfo) -> dict[str, Any]:
     if settings is not None and settings.fixed_input_size and tuple(settings.input_size[1:]) != tuple(size):
         defaults["img_size"] = tuple(size)
     return defaults
+
+
+def _forget_pretraining(model: Any, size: list[int]) -> None:
+    """Fresh weights go with the data at hand, not with the images that the published weights were trained on."""
+    for name in ("mean", "std", "test_input_size", "min_input_size", "crop_pct", "test_crop_pct"):
+        model.pretrained_cfg.pop(name, None)
+    model.pretrained_cfg |= {"input_size": size, "crop_pct": 1.0, "pool_size": None}
 
 
 def _refuse_origins(arguments: dict[str, Any], key: str) -> None:
@@ -128,9 +147,17 @@ def _rebuild(config: dict[str, Any]) -> nn.Module:
         raise UnknownNameError("timm model", config["architecture"], timm.list_models())
     arguments["num_classes"] = config["num_classes"]
     with seeded(0):
-        model = timm.create_model(config["architecture"], pretrained=False, **arguments)
+        model: Any = _create(config["architecture"], False, arguments)
     described = {name: value for name, value in config["pretrained_cfg"].items() if name not in _FORGOTTEN}
-    model.pretrained_cfg = {**model.pretrained_cfg, **described}
+    model.pretrained_cfg = {"architecture": config["architecture"], **described}
+    return model
+
+
+def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
+    import timm
+
+    model: Any = timm.create_model(name, pretrained=pretrained, **arguments)
+    model._model_args = arguments  # as newer versions of timm note them too
     return model
 
 

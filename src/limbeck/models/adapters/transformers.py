@@ -1,5 +1,7 @@
 """transformers' models: from a local folder, or from the hub where its cache or the network has them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ def build_transformers(name: str, arguments: dict[str, Any], data: DataInfo, key
     _configure(config, arguments, data, bool(pretrained), key)
     model_class = _class_of(config, arguments.get("architecture"), data, key)
     if not pretrained:
+        config._name_or_path = ""  # fresh weights do not go with the image processor in that folder
         return model_class.from_config(config) if hasattr(model_class, "from_config") else model_class(config)
     loose = bool(arguments.get("ignore_mismatched_sizes", False))
     model, _ = _load(model_class, origin, config=config, ignore_mismatched_sizes=loose)
@@ -51,7 +54,8 @@ def build_transformers(name: str, arguments: dict[str, Any], data: DataInfo, key
 def save_transformers(model: nn.Module, folder: Path) -> None:
     """Writes the folder that `from_pretrained` loads, with an image processor's configuration where one is known."""
     saved: Any = model
-    saved.save_pretrained(folder)
+    with _quiet():
+        saved.save_pretrained(folder)
     normalisation = normalisation_of(model)
     if normalisation is not None:
         write_json(folder / "preprocessor_config.json", _processor(saved.config, *normalisation))
@@ -93,9 +97,10 @@ def _read_config(origin: str) -> Any:
 
 def _load(model_class: Any, origin: str, **options: Any) -> Any:
     try:
-        return model_class.from_pretrained(
-            origin, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
-        )
+        with _quiet():
+            return model_class.from_pretrained(
+                origin, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
+            )
     except SafetensorError as error:
         raise DamagedFileError(origin, str(error)) from error
     except (OSError, ValueError, RuntimeError) as error:
@@ -106,12 +111,28 @@ def _load(model_class: Any, origin: str, **options: Any) -> Any:
         ) from error
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without progress bars of a library's own between those of the run."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _configure(config: Any, arguments: dict[str, Any], data: DataInfo, pretrained: bool, key: str) -> None:
     given = {name: value for name, value in arguments.items() if name not in _OWN}
     for name in given:
         if name != "num_labels" and not hasattr(config, name):
             hint = did_you_mean(name, sorted(config.to_dict()))
-            raise RecipeError(f"{key}.arguments.{name}", f"not in the model's configuration ({config.model_type})", hint)
+            raise RecipeError(
+                f"{key}.arguments.{name}", f"not in the model's configuration ({config.model_type})", hint
+            )
     if "image" in data.example:
         if pretrained and "num_labels" not in given and data.classes not in (0, config.num_labels):
             raise IncompatibleError(

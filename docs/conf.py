@@ -1,0 +1,23 @@
+"""Configuration of the documentation."""
+
+from importlib.metadata import version as installed
+
+project = "limbeck"
+author = "the limbeck authors"
+copyright = "the limbeck authors, Apache-2.0"
+version = release = installed("limbeck")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+exclude_patterns = ["_build", "generators"]
+html_theme = "furo"
+html_title = f"limbeck {version}"
+
+myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+autodoc_default_options = {"members": True, "exclude-members": "model_config, training"}
+napoleon_use_ivar = True
+# Signatures name classes of torch and others, whose documentation is elsewhere.
+nitpick_ignore_regex = [("py:.*", ".*")]

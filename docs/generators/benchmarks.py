@@ -1,0 +1,38 @@
+"""The page of measured speed and memory, from benchmarks/results.csv."""
+
+import csv
+from pathlib import Path
+
+from .markdown import NOTICE, table
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results.csv"
+
+_INTRODUCTION = """# Benchmarks
+
+Each row compares limbeck with a peer (a hand-written loop, or another library) doing the same work in the same process,
+taking turns. The ratio is ours over the peer's, of medians: below 1 is less time or memory than the peer needs.
+`make bench` measures all of them again and writes `benchmarks/results.csv`, from which this page is made.
+
+"""
+
+
+def benchmarks_page() -> str:
+    """The page, with one table a benchmark."""
+    rows = _read()
+    if not rows:
+        return f"{NOTICE}{_INTRODUCTION}No benchmark has been run yet.\n"
+    parts = [NOTICE, _INTRODUCTION]
+    for name in dict.fromkeys(row["benchmark"] for row in rows):
+        own = [row for row in rows if row["benchmark"] == name]
+        cells = [[row["case"], row["ours"], row["peer"], row["unit"], row["ratio"], row["date"]] for row in own]
+        hardware = "; ".join(dict.fromkeys(row["hardware"] for row in own))
+        header = ["case", "limbeck", "peer", "unit", "ratio", "date"]
+        parts.append(f"## {name}\n\n{table(header, cells)}\nMeasured on {hardware}.\n\n")
+    return "".join(parts).rstrip() + "\n"
+
+
+def _read() -> list[dict[str, str]]:
+    if not RESULTS.is_file():
+        return []
+    with RESULTS.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,60 @@
+"""Reference of recipes, shipped models and forms of data, from the pydantic models and tables that check them."""
+
+from pathlib import Path
+
+from limbeck import objectives
+from limbeck.core.options import OptionsBase
+from limbeck.core.specs import DataSpec, ModelSpec, OptimizerSpec, Recipe, StageSpec, TrainSpec
+from limbeck.data.names import FORMS
+from limbeck.models.configs import SHIPPED
+
+from .markdown import NOTICE, table
+from .schema import option_table
+
+_MODELS: list[type[OptionsBase]] = [Recipe, StageSpec, TrainSpec, OptimizerSpec, ModelSpec, DataSpec]
+
+_INTRODUCTION = """# Recipe reference
+
+Every key that a recipe may hold. Ranges are written as intervals: a square bracket includes the end, a round one does
+not. Unknown keys, wrong types and values out of range are refused before anything is written. The options of each
+method are on [its own page](../methods/index.md).
+
+"""
+
+
+_OBJECTIVES = """# Objectives
+
+Pure functions of tensors, each formula once. Float32 (or better) inside, means over valid items only. Shapes stand in
+the annotations; arguments and results say their units.
+
+"""
+
+
+def recipe_page() -> str:
+    """The page of all keys of a recipe."""
+    parts = [NOTICE, _INTRODUCTION]
+    for model in _MODELS:
+        parts.append(f"({model.__name__.lower()})=\n## {model.__name__}\n\n{_first_paragraph(model)}\n\n")
+        parts.append(f"{option_table(model.model_json_schema())}\n")
+    return "".join(parts).rstrip() + "\n"
+
+
+def models_page() -> str:
+    """The page of the shipped networks and of the forms of data."""
+    parts = [NOTICE, "# Shipped networks and forms of data\n\n## Networks\n\n"]
+    parts.append("Small reference networks. Channels, classes and image size are read from the data if left out.\n\n")
+    for name, config in SHIPPED.items():
+        parts.append(f"### {name}\n\n{option_table(config.model_json_schema())}\n")
+    parts.append("## Data\n\n" + table(["name in a recipe", "what it is"], [[f"`{k}`", v] for k, v in FORMS.items()]))
+    return "".join(parts)
+
+
+def objectives_page() -> str:
+    """The page of all pure objectives, whose text is read from their docstrings when the pages are built."""
+    names = sorted(path.stem for path in Path(objectives.__path__[0]).glob("*.py") if path.stem != "__init__")
+    sections = [f"## {name}\n\n```{{eval-rst}}\n.. automodule:: limbeck.objectives.{name}\n```\n" for name in names]
+    return NOTICE + _OBJECTIVES + "\n".join(sections)
+
+
+def _first_paragraph(model: type[OptionsBase]) -> str:
+    return " ".join((model.__doc__ or "").split("\n\n")[0].split())

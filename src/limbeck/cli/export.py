@@ -1,0 +1,23 @@
+"""`limbeck export`: a student for use elsewhere."""
+
+from pathlib import Path
+
+from limbeck.finished import Format
+
+
+def export(run: Path, /, *, to: Format, out: Path) -> None:
+    """Write a run's student, alone, for use without limbeck.
+
+    Parameters
+    ----------
+    run
+        Folder of a finished run, or of an exported model.
+    to
+        Format: timm and transformers for students of these libraries, onnx for any, limbeck for shipped networks.
+    out
+        Folder to write; it must not exist yet, or be empty.
+    """
+    from limbeck.finished import export as write
+
+    for path in write(run, to, out):
+        print(path)

@@ -1,0 +1,56 @@
+"""Dotted overrides on the command line: `--distil.train.lr 1e-3`, `--data.augment [flip,crop]`, `--seed=3`."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import yaml
+
+from limbeck.core.errors import UsageError, nearest
+
+
+def parse_overrides(words: Sequence[str], options: Iterable[str] = ()) -> dict[str, Any]:
+    """The values by dotted path; a value is read as YAML, so that numbers, booleans, null and lists come out as such.
+
+    Args:
+        words: what the command line holds beyond the command's own options.
+        options: the command's own options, to be offered for a misspelt one.
+
+    Raises:
+        UsageError: a word that belongs to no option, an option without value, or a value that is no YAML.
+    """
+    found: dict[str, Any] = {}
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
+        if not word.startswith("--") or len(word) == 2:
+            raise UsageError(f"unexpected argument '{word}'", "overrides are written --stage.key value")
+        key, equals, value = word[2:].partition("=")
+        _check_option(key, options)
+        if not equals:
+            if not remaining or remaining[0].startswith("--"):
+                raise UsageError(f"{key}: a value is missing", f"write --{key} VALUE")
+            value = remaining.pop(0)
+        if key in found:
+            raise UsageError(f"{key}: given twice", "keep one of them")
+        found[key] = _parse_value(key, value)
+    return found
+
+
+def _check_option(key: str, options: Iterable[str]) -> None:
+    """A word without a dot that looks like one of the command's own options is a misspelt one."""
+    meant = nearest(key, options)
+    if "." not in key and key not in ("seed", "data", "track") and meant:
+        raise UsageError(f"there is no option '--{key}'", f"did you mean '--{meant}'?")
+
+
+def _parse_value(key: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{key}: '{text}' is no YAML value", "put the value in quotes") from error
+    if isinstance(value, str):
+        try:  # YAML 1.1 takes 1e-3 for a string, since it wants 1.0e-3
+            return float(value) if value[:1] in "+-.0123456789" else value
+        except ValueError:
+            return value
+    return value
