@@ -1,6 +1,7 @@
 """Configuration of the documentation."""
 
 from importlib.metadata import version as installed
+from typing import Any
 
 project = "limbeck"
 author = "the limbeck authors"
@@ -21,3 +22,15 @@ autodoc_default_options = {"members": True, "exclude-members": "model_config, tr
 napoleon_use_ivar = True
 # Signatures name classes of torch and others, whose documentation is elsewhere.
 nitpick_ignore_regex = [("py:.*", ".*")]
+
+# Docstrings are written to be read as they stand: `name` is code, and |x| an absolute value.
+default_role = "code"
+
+
+def _keep_bars(app: Any, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
+    lines[:] = [line if "\\" in line or ":math:" in line else line.replace("|", "\\|") for line in lines]
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", _keep_bars)

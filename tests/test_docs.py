@@ -11,13 +11,13 @@ import yaml
 
 from limbeck.core.recipe import check_recipe
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
+import generate
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 WRITTEN = [path for path in DOCS.rglob("*.md") if "_build" not in path.parts and path.parent.name != "methods"]
 PAGES = sorted([*WRITTEN, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"])
-
-sys.path.insert(0, str(DOCS))
-import generate
 
 
 def blocks(path: Path, language: str) -> list[str]:

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -21,6 +23,7 @@ def test_the_style_is_kept():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.timeout(600)  # a minute without a cache, and more on a busy machine
 def test_the_types_fit():
     done = run("mypy")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -80,6 +80,7 @@ def test_two_idx_pairs_are_training_and_validation(tmp_path):
         gzip.compress(struct.pack(">4I", 0x0803, 50, 6, 5) + bytes(1500))[:-20],
         gzip.compress(struct.pack(">4I", 0x0803, 49, 6, 5) + bytes(1470)),
     ],
+    ids=["no gzip", "no header", "short", "labels", "overflow", "cut off", "one image too few"],
 )
 def test_damaged_idx_files_are_named(tmp_path, content):
     write_idx(tmp_path, "train", 50)

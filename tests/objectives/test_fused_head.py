@@ -225,7 +225,7 @@ def test_peak_memory_is_at_most_three_logit_tensors():
 def test_chunk_rows():
     cpu = torch.device("cpu")
     assert chunk_rows(10, 100, cpu) == 10
-    assert chunk_rows(256, 32000, cpu) == 43
+    assert chunk_rows(256, 32000, cpu) == 64
     assert chunk_rows(1000, 10**8, cpu) == 1
     assert chunk_rows(0, 32000, cpu) == 1
 

@@ -135,11 +135,10 @@ def remove_leftovers(folder: Path) -> None:
 
     A folder that was moved aside for a new one which never came is put back.
     """
-    left = sorted(path for path in folder.glob("*") if is_leftover(path))
-    for path in left:
-        target = path.with_name(path.name.rpartition(_RETIRED)[0])
-        if _RETIRED in path.name and not target.exists():
-            _rename(path, target)
+    for path in sorted(path for path in folder.glob("*") if is_leftover(path)):
+        replaced, retired, _ = path.name.rpartition(_RETIRED)
+        if retired and not (folder / replaced).exists():
+            _rename(path, folder / replaced)
         else:
             _discard(path)
 

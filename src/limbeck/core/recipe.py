@@ -1,5 +1,6 @@
 """Recipes: read, overridden and checked before anything heavy is imported or anything is written."""
 
+from collections import Counter
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -14,6 +15,7 @@ from limbeck.core.explain import explain
 from limbeck.core.specs import Recipe, StageSpec
 
 _LARGEST = 1 << 20
+_MOST_VALUES = 100_000
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -21,9 +23,9 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise RecipeError(str(key), f"given twice (line {node.start_mark.line + 1})", "keep one of them")
+        repeated = [key for key, times in Counter(map(str, keys)).items() if times > 1]
+        if repeated:
+            raise RecipeError(repeated[0], f"given twice (line {node.start_mark.line + 1})", "keep one of them")
         return super().construct_mapping(node, deep)
 
 
@@ -61,20 +63,33 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file of plain data.
 
     Raises:
-        RecipeError: not YAML, an object tag, a repeated key, not a mapping, or larger than 1 MiB.
+        RecipeError: not YAML, an object tag, a repeated key, not a mapping, larger than 1 MiB, or aliases that multiply.
     """
     if path.stat().st_size > _LARGEST:
         raise RecipeError("", f"{path} is larger than 1 MiB", "recipes are short texts; is this the right file?")
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no such date, a huge number
         place = getattr(error, "problem_mark", None)
         line = f" at line {place.line + 1}" if place else ""
         problem = getattr(error, "problem", None) or type(error).__name__
         raise RecipeError("", f"{path} is no plain YAML{line}: {problem}", "recipes hold plain data only") from error
     if not isinstance(tree, dict):
         raise RecipeError("", f"{path} holds no mapping", "a recipe has the keys seed, data and stages")
+    _check_extent(tree, path)
     return tree
+
+
+def _check_extent(tree: Any, path: Path) -> None:
+    """Refuses a text of a few lines whose aliases stand for billions of values, and numbers beyond 64 bits."""
+    left, seen = [tree], 0
+    while left:
+        value = left.pop()
+        seen += 1
+        if isinstance(value, dict | list):
+            left.extend(value.values() if isinstance(value, dict) else value)
+        if seen + len(left) > _MOST_VALUES or (isinstance(value, int) and abs(value) >= 1 << 63):
+            raise RecipeError("", f"{path} holds too many values, or too large ones", "recipes are short texts")
 
 
 def check_recipe(tree: Any) -> Recipe:

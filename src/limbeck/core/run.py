@@ -119,7 +119,7 @@ class Run:
                 raise RunBusyError(f"another process is writing to {self.folder}", "wait for it, or stop it") from error
             _locks.add(lock)
             try:
-                for folder in (self.folder, self.stage_result("").parent):
+                for folder in (self.folder, self.folder / "stages"):
                     remove_leftovers(folder)
                 self._read_last_steps()
                 yield
@@ -163,7 +163,7 @@ class Run:
     def _refuse_links(self) -> None:
         home = self.folder.resolve()
         for path in self.folder.rglob("*"):
-            if path.is_symlink() and not path.resolve().is_relative_to(home):
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(home):
                 raise UsageError(f"{path} is a link that leaves the run's folder", "put the file itself in its place")
 
     def _read_last_steps(self) -> None:

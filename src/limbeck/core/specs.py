@@ -33,13 +33,28 @@ class ModelSpec(OptionsBase):
     seed: int | None = Field(None, ge=0, description="seed of the initial weights; the recipe's seed if absent")
 
 
+class TextSpec(OptionsBase):
+    """How text becomes token sequences."""
+
+    tokenizer: str = Field(
+        "bpe:512", description="`bpe:SIZE` (byte-level BPE trained on this text); or a folder or id of transformers"
+    )
+    length: int = Field(128, ge=4, le=1 << 20, description="tokens a sequence")
+    packing: bool = Field(True, description="fill sequences with several texts; off: one text a sequence, padded")
+    prompt_column: str | None = Field(None, description="column of the prompt; its tokens are no targets")
+    completion_column: str | None = Field(None, description="column of the completion, or of the whole text")
+    chat: bool = Field(False, description="render prompt and completion with the tokenizer's chat template")
+    mask_rate: float | None = Field(None, gt=0, lt=1, description="share of tokens to mask, for masked language models")
+
+
 class DataSpec(OptionsBase):
     """Which data, and how they are split, sized and augmented."""
 
     name: str = Field(
         "digits",
         description="`digits` (embedded); `folder:PATH` (one folder a class); `parquet:PATH` (file or folder); "
-        "`datasets:PATH` (saved with save_to_disk); `mnist:PATH` (IDX files); `npz:PATH` (arrays image, label)",
+        "`datasets:PATH` (saved with save_to_disk); `mnist:PATH` (IDX files); `npz:PATH` (arrays image, label); "
+        "`pydoc` (embedded text: Python's documentation); `text:PATH` (plain text); `jsonl:PATH` (rows with columns)",
     )
     image_size: int | None = Field(None, ge=4, le=4096, description="side in pixels of the square images")
     image_column: str | None = Field(None, description="column that holds the image; found by type if absent")
@@ -51,6 +66,7 @@ class DataSpec(OptionsBase):
     )
     mean: list[float] | None = Field(None, description="per-channel mean of images in [0, 1]; data's own if absent")
     std: list[float] | None = Field(None, description="per-channel deviation of images in [0, 1]; data's own if absent")
+    text: TextSpec = Field(TextSpec(), description="how text is tokenised; for text data only")
     workers: int = Field(0, ge=0, le=256, description="loader processes; 0 loads in the training process")
 
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from limbeck.core.batch import Batch
 from limbeck.core.call import call, logits_of
 from limbeck.core.errors import IncompatibleError
 from limbeck.core.taps import Taps, match_modules
+
+if TYPE_CHECKING:
+    from limbeck.language.predictions import TokenReader, TokenSignal
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,10 @@ class Teacher(Protocol):
 
     def signal(self, batch: Batch, layers: Sequence[str] = ()) -> TeacherSignal:
         """Logits, and the outputs of `layers` (module paths or globs), for every item of the batch."""
+        ...
+
+    def tokens(self, batch: Batch) -> "TokenSignal":
+        """What the teacher predicts at each kept token of a text batch; see `limbeck.language.predictions`."""
         ...
 
     def to(self, device: torch.device) -> None:
@@ -82,6 +89,7 @@ class LiveTeacher:
         self.adapt = adapt
         self.until_layers = until_layers
         self._paths: dict[tuple[str, ...], list[str]] = {}
+        self._reader: TokenReader | None = None
 
     @torch.no_grad()  # not inference_mode: its tensors cannot be saved for a student's backward pass
     def signal(self, batch: Batch, layers: Sequence[str] = ()) -> TeacherSignal:
@@ -94,6 +102,15 @@ class LiveTeacher:
             output = taps.run(batch)
             logits = None if output is None else logits_of(output)
             return TeacherSignal(logits, {path: taps[path] for path in taps.paths})
+
+    @torch.no_grad()
+    def tokens(self, batch: Batch) -> "TokenSignal":
+        """Hidden states in front of the head where that is exact, logits otherwise, of the kept tokens alone."""
+        if self._reader is None:
+            from limbeck.language.predictions import TokenReader
+
+            self._reader = TokenReader(self.model, batch.select(slice(0, 1)))
+        return self._reader(batch).as_teacher()
 
     def to(self, device: torch.device) -> None:
         """Moves the model."""
@@ -145,9 +162,21 @@ class Ensemble:
             return self.teachers[int(torch.randint(len(self.teachers), ()))].signal(batch, layers)
         if layers:
             raise IncompatibleError("an ensemble's features cannot be averaged", "use reduce: random, or one teacher")
-        log_probs = [self._logits(teacher, batch).float().log_softmax(-1) for teacher in self.teachers]
-        weights = self.weights.log().to(log_probs[0]).view(-1, *[1] * log_probs[0].ndim)
-        return TeacherSignal(torch.logsumexp(torch.stack(log_probs) + weights, 0))
+        return TeacherSignal(self._combined([self._logits(teacher, batch) for teacher in self.teachers]))
+
+    def tokens(self, batch: Batch) -> "TokenSignal":
+        """The combined logits of the kept tokens."""
+        if self.reduce == "random":
+            return self.teachers[int(torch.randint(len(self.teachers), ()))].tokens(batch)
+        from limbeck.objectives.fused_head import DenseTeacher
+
+        return DenseTeacher(self._combined([logits_of_tokens(teacher.tokens(batch)) for teacher in self.teachers]))
+
+    def _combined(self, logits: Sequence[Tensor]) -> Tensor:
+        """Logarithm of the weighted mean of the probabilities."""
+        log_probs = torch.stack([one.float().log_softmax(-1) for one in logits])
+        weights = self.weights.log().to(log_probs).view(-1, *[1] * (log_probs.ndim - 1))
+        return torch.logsumexp(log_probs + weights, 0)
 
     @staticmethod
     def _logits(teacher: Teacher, batch: Batch) -> Tensor:
@@ -166,3 +195,18 @@ class Ensemble:
         """Hash of the teachers' hashes and of how they are combined."""
         parts = [teacher.fingerprint for teacher in self.teachers]
         return hashlib.sha256(":".join([*parts, self.reduce, str(self.weights.tolist())]).encode()).hexdigest()
+
+
+def logits_of_tokens(signal: "TokenSignal") -> Tensor:
+    """The logits (tokens, vocab) behind a token signal.
+
+    Raises:
+        IncompatibleError: only the most probable tokens are known.
+    """
+    from limbeck.objectives.fused_head import DenseTeacher, HiddenTeacher
+
+    if isinstance(signal, DenseTeacher):
+        return signal.logits
+    if isinstance(signal, HiddenTeacher):
+        return torch.nn.functional.linear(signal.hidden, signal.weight, signal.bias)
+    raise IncompatibleError("a teacher known by its top-k tokens has no logits", "cache dense logits or hidden states")

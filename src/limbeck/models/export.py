@@ -33,7 +33,7 @@ def export_model(model: nn.Module, folder: Path, to: Format, example: Batch | No
         example: a batch of at least one item, for "onnx".
 
     Returns:
-        The files written.
+        The files in the folder.
 
     Raises:
         IncompatibleError: the model cannot be exported to this format; the message says which it can.

@@ -20,7 +20,7 @@ from limbeck.objectives.topk import TopKDivergence
 
 # Logits of one chunk. About ten tensors of this size live at once: large enough for the matrix products to be
 # efficient, small enough not to show beside the head.
-_CHUNK_ELEMENTS_CPU = 3 * 2**19
+_CHUNK_ELEMENTS_CPU = 2**21
 _CHUNK_ELEMENTS_DEVICE = 2**25
 
 # Loss of the chosen rows, summed, from their logits and their positions.

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -116,7 +117,7 @@ def _read_idx(path: Path, kind: str) -> Tensor:
     return torch.from_numpy(body.reshape(shape).copy())
 
 
-def _read_array(path: str, name: str, key: str) -> "numpy.ndarray[Any, Any]":
+def _read_array(path: str, name: str, key: str) -> NDArray[Any]:
     file = Path(path).expanduser()
     try:
         with numpy.load(file, allow_pickle=False) as archive:

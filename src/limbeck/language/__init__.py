@@ -1,0 +1,1 @@
+"""What methods on language models share: predictions at the tokens that count, generation, decoding."""

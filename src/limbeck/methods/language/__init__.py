@@ -1,0 +1,1 @@
+"""The language family: next-token distributions, sequences and the policies that produce them."""

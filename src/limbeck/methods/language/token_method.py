@@ -1,0 +1,107 @@
+"""Parent of the methods that match next-token distributions on given text."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from limbeck.core.batch import Batch
+from limbeck.core.method import DataInfo, Method, Update
+from limbeck.core.options import OptionsBase
+from limbeck.core.teacher import Teacher
+from limbeck.language.predictions import Predictions, TokenReader, TokenSignal, kept_labels
+from limbeck.objectives.fused_head import TopKTeacher, fused_head_divergence
+from limbeck.objectives.topk import TopKDivergence
+
+
+TokenDivergence = Callable[[Tensor, Tensor, float], Tensor]
+"""(student_logits, teacher_logits, temperature) -> one value a token."""
+
+
+class TokenMethod(Method):
+    """A divergence between teacher and student at every kept token, plus the cross-entropy with the text itself.
+
+    Subclasses give `divergence`, and `topk_divergence` where a teacher known by its most probable tokens will do.
+    Tokens that do not count are dropped before any head, and the full logits of neither side are ever held where the
+    heads allow it.
+    """
+
+    class Options(OptionsBase):
+        """Weights of the two terms."""
+
+        label_weight: float = Field(0.0, ge=0, le=1e6, description="weight of the cross-entropy with the text's tokens")
+        weight: float = Field(1.0, ge=0, le=1e6, description="weight of the divergence")
+        temperature: float = Field(1.0, gt=0, le=1000, description="softens both distributions; no factor T² is added")
+
+    def __init__(
+        self, options: OptionsBase, *, student: nn.Module, teacher: Teacher | None = None, data: DataInfo
+    ) -> None:
+        super().__init__(options, student=student, teacher=teacher, data=data)
+        self.read_student = TokenReader(student, data.example)
+
+    def divergence(self) -> TokenDivergence:
+        """What is measured between the two distributions of a token."""
+        raise NotImplementedError
+
+    def topk_divergence(self) -> TopKDivergence:
+        """The same for a teacher known by its most probable tokens."""
+        raise NotImplementedError
+
+    def step(self, batch: Batch) -> Iterator[Update]:
+        yield self.match(batch)
+
+    def match(self, batch: Batch) -> Update:
+        """The update that one batch of text asks for."""
+        assert self.teacher is not None
+        teacher = self.teacher.tokens(batch)
+        return self.update(self.read_student(batch), teacher, kept_labels(batch, self.read_student.shift))
+
+    def update(self, student: Predictions, teacher: TokenSignal, labels: Tensor) -> Update:
+        """Weighted divergence and cross-entropy, the mean over the kept tokens."""
+        measure = self.topk_divergence() if isinstance(teacher, TopKTeacher) else self.divergence()
+        options = self.options
+        loss = token_loss(student, teacher, measure, labels, options.temperature, options.weight, options.label_weight)
+        return Update("student", loss, len(labels))
+
+
+def token_loss(
+    student: Predictions,
+    teacher: TokenSignal,
+    divergence: TokenDivergence | TopKDivergence,
+    labels: Tensor,
+    temperature: float,
+    weight: float,
+    label_weight: float,
+) -> Tensor:
+    """`weight · divergence + label_weight · cross-entropy`, the mean over tokens; fused with the head where it can be.
+
+    Args:
+        student: predictions at the tokens (tokens, …).
+        teacher: the teacher's signal at the same tokens.
+        divergence: called on the logits of a few tokens at a time.
+        labels: (tokens,) ids of the text.
+        temperature: above 0, of the divergence alone.
+        weight: of the divergence.
+        label_weight: of the cross-entropy.
+    """
+    if student.hidden is None:
+        logits = student.logits()
+        rows = torch.arange(len(labels), device=logits.device)
+        loss = weight * teacher.compare(divergence, logits, rows, temperature).sum() / max(1, len(labels))
+        if label_weight:
+            hard = nn.functional.cross_entropy(logits.float(), labels, reduction="sum") / max(1, len(labels))
+            loss = loss + label_weight * hard
+        return loss
+    assert student.weight is not None
+    return fused_head_divergence(
+        student.hidden,
+        student.weight,
+        teacher,
+        divergence,
+        bias=student.bias,
+        labels=labels,
+        temperature=temperature,
+        soft_weight=weight,
+        hard_weight=label_weight,
+    )
