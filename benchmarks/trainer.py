@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from results import append_row, machine
 from torch import nn
 
 from limbeck.core.batch import Batch
@@ -25,6 +24,7 @@ from limbeck.data.open import open_data
 from limbeck.data.source import ArraySource, Source
 from limbeck.methods.classic.kd import KnowledgeDistillation
 from limbeck.models.build import build_model
+from results import append_row, machine
 
 LR, CLIP, BATCH, STEPS = 1e-3, 1.0, 64, 100_000
 
@@ -48,7 +48,8 @@ class HandWritten:
             target = self.teacher(batch.image)
         logits = self.student(batch.image)
         hard = F.cross_entropy(logits, batch.label)
-        soft = F.kl_div((logits / 4).log_softmax(-1), (target / 4).log_softmax(-1), reduction="batchmean", log_target=True)
+        student, teacher = ((side / 4).log_softmax(-1) for side in (logits, target))
+        soft = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
         loss = 0.1 * hard + 0.9 * 16 * soft
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), CLIP)
@@ -89,8 +90,10 @@ def ours(student: nn.Module, teacher: nn.Module, source: Source) -> Callable[[],
 def compare(one: Callable[[], None], other: Callable[[], None], block: int, rounds: int) -> tuple[float, float, float]:
     """Median seconds a step of both, measured in turns, and the median of the ratios of neighbouring blocks."""
     times: tuple[list[float], list[float]] = ([], [])
+    pairs = [(one, times[0]), (other, times[1])]
     for turn in range(rounds + 1):
-        for step, spent in zip((one, other) if turn % 2 else (other, one), times if turn % 2 else times[::-1], strict=True):
+        pairs.reverse()  # neither is always the first of its round
+        for step, spent in pairs:
             start = time.perf_counter()
             for _ in range(block):
                 step()
@@ -103,7 +106,8 @@ def compare(one: Callable[[], None], other: Callable[[], None], block: int, roun
 def cases(data_dir: Path | None) -> dict[str, tuple[Source, str, dict, int, int]]:
     """Source, model name, arguments of student, block length and rounds of each case."""
     digits = open_data(DataSpec()).train
-    found: dict[str, tuple[Source, str, dict, int, int]] = {"digits-convnet": (digits, "convnet", {"width": 16}, 50, 24)}
+    found: dict[str, tuple[Source, str, dict, int, int]] = {}
+    found["digits-convnet"] = (digits, "convnet", {"width": 16}, 50, 24)
     if data_dir is not None:
         cifar = open_data(DataSpec(name=f"parquet:{data_dir / 'cifar10'}", limit=2000)).train
         images, labels = cifar.images(torch.arange(len(cifar))), cifar.labels
@@ -124,7 +128,8 @@ def main() -> None:
         mine, theirs, ratio = compare(step, hand.train_step, block, rounds)
         extra = (ratio - 1) * theirs * 1e3
         print(f"{name}: {mine * 1e3:.3f} ms against {theirs * 1e3:.3f} ms a step, ratio {ratio:.3f}, {extra:+.3f} ms")
-        append_row(arguments.csv, "trainer-overhead", name, mine * 1e3, theirs * 1e3, ratio, "ms a step, hand-written loop")
+        unit = "ms a step, hand-written loop"
+        append_row(arguments.csv, "trainer-overhead", name, mine * 1e3, theirs * 1e3, ratio, unit)
     print(machine())
 
 

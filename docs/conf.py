@@ -1,23 +1,30 @@
 """Configuration of the documentation."""
 
+import sys
 from importlib.metadata import version as installed
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))  # for mathml.py
 
 project = "limbeck"
 author = "the limbeck authors"
 copyright = "the limbeck authors, Apache-2.0"
 version = release = installed("limbeck")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "mathml"]
 exclude_patterns = ["_build", "generators"]
 html_theme = "furo"
+html_math_renderer = "mathml"
+html_static_path = ["static"]
+html_css_files = ["formulas.css"]
 html_title = f"limbeck {version}"
 
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"
+autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "exclude-members": "model_config, training"}
 napoleon_use_ivar = True
 # Signatures name classes of torch and others, whose documentation is elsewhere.

@@ -1,5 +1,6 @@
 """The documentation: nothing generated is stale, it builds without warnings, and its examples run."""
 
+import multiprocessing
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from limbeck.core import catalogue
 from limbeck.core.recipe import check_recipe
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
@@ -47,15 +49,19 @@ def test_it_builds_without_a_warning(tmp_path):
 @pytest.mark.parametrize("path", WITH_PYTHON, ids=named)
 def test_its_python_runs(path, tmp_path):
     """All blocks of a page, one after the other, in a process of their own: pages may register methods."""
-    # What `make generate` would have written for a method that the page adds.
-    prelude = "from limbeck.core import catalogue\ncatalogue.read = catalogue.build\n"
-    script = tmp_path / "page.py"
-    script.write_text(prelude + "\n".join(blocks(path, "python")), encoding="utf-8")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["limbeck.experiment", "limbeck.running", "limbeck.distilling"])
+    process = context.Process(target=_run, args=("\n".join(blocks(path, "python")), tmp_path))
+    process.start()
+    process.join()
+    assert process.exitcode == 0, (tmp_path / "errors.txt").read_text()[-3000:]
+
+
+def _run(code: str, folder: Path) -> None:
+    os.chdir(folder)
+    sys.stdout = sys.stderr = open("errors.txt", "w", buffering=1)  # noqa: SIM115  # open as long as the process lives
+    catalogue.read = catalogue.build  # what `make generate` would have written for a method that the page adds
+    exec(compile(code, "page.py", "exec"), {"__name__": "page"})
 
 
 @pytest.mark.parametrize("path", WITH_RECIPES, ids=named)

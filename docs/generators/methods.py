@@ -21,6 +21,10 @@ FAMILIES = {
     "datasets": "Data-set distillation",
     "conversion": "Structure: quantisation, pruning, conversion",
 }
+_MODELS: dict[str, tuple[Any, str]] = {
+    "classification": ({"name": "convnet", "arguments": {"width": 8}}, "stage:teacher"),
+    "language-modelling": ("hf:path/to/student", "hf:path/to/teacher"),
+}
 
 
 def index_page(entries: dict[str, Entry]) -> str:
@@ -30,7 +34,7 @@ def index_page(entries: dict[str, Entry]) -> str:
         own = {slug: entry for slug, entry in entries.items() if entry["card"]["family"] == family}
         if own:
             parts.append(f"## {title}\n\n{_rows(own, '')}\n")
-    hidden = "".join(f"{slug}\n" for slug in entries)
+    hidden = "".join(f"{slug} <{slug}>\n" for slug in entries)
     return "".join(parts) + f"```{{toctree}}\n:hidden:\n\n{hidden}```\n"
 
 
@@ -83,9 +87,10 @@ def _snippet(slug: str, entry: Entry) -> str:
     chosen = {name: field["default"] for name, field in fields.items() if field.get("default") not in (None, {}, [])}
     if chosen:
         stage["options"] = dict(list(chosen.items())[:4])
-    stage["student"] = {"name": "convnet", "arguments": {"width": 8}}
+    student, teacher = _MODELS.get(entry["card"]["task"], _MODELS["classification"])
+    stage["student"] = student
     if "teacher" in entry["card"]["needs"]:
-        stage["teacher"] = "stage:teacher"
+        stage["teacher"] = teacher
     if entry["trains"]:
         stage["train"] = {"epochs": 20, "batch_size": 64}
     return yaml.safe_dump([stage], sort_keys=False, allow_unicode=True)

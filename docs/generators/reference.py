@@ -1,17 +1,15 @@
 """Reference of recipes, shipped models and forms of data, from the pydantic models and tables that check them."""
 
+import re
 from pathlib import Path
 
 from limbeck import objectives
-from limbeck.core.options import OptionsBase
-from limbeck.core.specs import DataSpec, ModelSpec, OptimizerSpec, Recipe, StageSpec, TrainSpec
+from limbeck.core.specs import Recipe
 from limbeck.data.names import FORMS
 from limbeck.models.configs import SHIPPED
 
 from .markdown import NOTICE, table
-from .schema import option_table
-
-_MODELS: list[type[OptionsBase]] = [Recipe, StageSpec, TrainSpec, OptimizerSpec, ModelSpec, DataSpec]
+from .schema import Schema, option_table
 
 _INTRODUCTION = """# Recipe reference
 
@@ -31,11 +29,12 @@ the annotations; arguments and results say their units.
 
 
 def recipe_page() -> str:
-    """The page of all keys of a recipe."""
+    """The page of all keys of a recipe: first its own, then those of every part, in the order of first mention."""
+    schema = Recipe.model_json_schema()
+    models = {"Recipe": schema} | {name: schema["$defs"][name] for name in _parts(schema, schema)}
     parts = [NOTICE, _INTRODUCTION]
-    for model in _MODELS:
-        parts.append(f"({model.__name__.lower()})=\n## {model.__name__}\n\n{_first_paragraph(model)}\n\n")
-        parts.append(f"{option_table(model.model_json_schema())}\n")
+    for name, model in models.items():
+        parts.append(f"({name.lower()})=\n## {name}\n\n{_first_paragraph(model)}\n\n{option_table(model)}\n")
     return "".join(parts).rstrip() + "\n"
 
 
@@ -56,5 +55,12 @@ def objectives_page() -> str:
     return NOTICE + _OBJECTIVES + "\n".join(sections)
 
 
-def _first_paragraph(model: type[OptionsBase]) -> str:
-    return " ".join((model.__doc__ or "").split("\n\n")[0].split())
+def _parts(schema: Schema, root: Schema) -> list[str]:
+    """Names of the models that a schema mentions, and of those that these mention."""
+    mentioned = re.findall(r"#/\$defs/(\w+)", str(schema.get("properties")))
+    direct = [name for name in dict.fromkeys(mentioned) if "properties" in root["$defs"][name]]
+    return list(dict.fromkeys([*direct, *(deep for name in direct for deep in _parts(root["$defs"][name], root))]))
+
+
+def _first_paragraph(model: Schema) -> str:
+    return " ".join(model.get("description", "").split("\n\n")[0].split())

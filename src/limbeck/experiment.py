@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn
 from limbeck.core import interrupt
 from limbeck.core.distributed import World
 from limbeck.core.durable import commit_folder, verify_folder
-from limbeck.core.errors import Interrupted, LimbeckError
+from limbeck.core.errors import DamagedFileError, Interrupted, LimbeckError
 from limbeck.core.explain import explain
 from limbeck.core.method import DataInfo, Method, Procedure, ProcedureContext
 from limbeck.core.options import OptionsBase
@@ -73,10 +74,11 @@ class Experiment:
                 self._save(self.results[self.recipe.stages[-1].name], self.run.student)
                 self._set_status("done")
             except (Interrupted, KeyboardInterrupt):
-                self._set_status("interrupted")
+                self._set_last_status("interrupted")
                 raise
             except Exception as error:
-                self._set_status("failed", error=error.message if isinstance(error, LimbeckError) else repr(error))
+                message = error.message if isinstance(error, LimbeckError) else repr(error)
+                self._set_last_status("failed", error=message)
                 raise
         return self.run
 
@@ -124,7 +126,7 @@ class Experiment:
 
     def _data(self) -> DataSplit:
         if not hasattr(self, "normalisation"):
-            self.data = self.data or open_data(self.recipe.data, self.recipe.seed)
+            self.data = self.data or open_data(self.recipe.data)
             self.normalisation = self.data.train.normalisation
         assert self.data is not None
         return self.data
@@ -190,9 +192,14 @@ class Experiment:
         if stage.name not in self.run.results():
             return None
         folder = self.run.stage_result(stage.name)
-        verify_folder(folder)
-        given = self.objects.get(f"{stage.name}.student")
-        return load_model(folder, given)
+        try:
+            verify_folder(folder)
+        except DamagedFileError as error:
+            if not self.run.checkpoints(stage.name, 1).steps():
+                raise
+            warnings.warn(f"{error.message}; making it again from the stage's last checkpoint", stacklevel=2)
+            return None
+        return load_model(folder, self.objects.get(f"{stage.name}.student"))
 
     def _save(self, model: nn.Module, folder: Path) -> None:
         if self.world.main:
@@ -206,6 +213,10 @@ class Experiment:
     def _set_status(self, status: str, **more: Any) -> None:
         if self.world.main:
             self.run.set_status(status, **more)
+
+    def _set_last_status(self, status: str, **more: Any) -> None:
+        with contextlib.suppress(OSError, LimbeckError):  # a full disk must not hide why the work ended
+            self._set_status(status, **more)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core.batch import Batch
+from limbeck.core.call import call, logits_of
 from limbeck.core.checkpoint import Checkpoints
 from limbeck.core.method import Method
 from limbeck.core.randomness import reseed
 from limbeck.core.registry import MethodClass
 from limbeck.core.specs import OptimizerSpec, TrainSpec
-from limbeck.core.teacher import LiveTeacher
+from limbeck.core.teacher import LiveTeacher, Teacher
 from limbeck.core.trainer import Row, Trainer
 from limbeck.data.loader import Loader
 from limbeck.data.source import ArraySource, Source
+from limbeck.data.text.source import TextSource
 from limbeck.models.convnet import ConvNet
 
 
@@ -38,11 +40,15 @@ class Rig(ABC):
     def teacher(self) -> nn.Module:
         """A fresh teacher from torch's stream, with buffers that a train mode would move."""
 
+    def speaking(self, teacher: nn.Module) -> Teacher:
+        """The teacher as methods hear it."""
+        return LiveTeacher(teacher)
+
     def method(self, kind: MethodClass, seed: int = 0, per_item: bool = False) -> Method:
         """A method with the tiny options of its card, everything fresh from the seed."""
         card = kind.card
         reseed(seed, "models")
-        teacher = LiveTeacher(self.teacher()) if "teacher" in card.needs else None
+        teacher = self.speaking(self.teacher()) if "teacher" in card.needs else None
         student = self.student(per_item)
         made = kind(kind.Options(**card.tiny), student=student, teacher=teacher, data=self.source.info())
         assert isinstance(made, Method)
@@ -99,7 +105,9 @@ class Classification(Rig):
     def __init__(self) -> None:
         draws = torch.Generator().manual_seed(0)
         images = torch.rand(40, 1, 8, 8, generator=draws)
-        self.source = ArraySource(images, torch.arange(40) % 10)
+        labels = torch.arange(40) % 10
+        labels[::7] = -100  # unevenly many a micro-batch
+        self.source = ArraySource(images, labels)
 
     def student(self, per_item: bool) -> nn.Module:
         return ConvNet(width=4, depth=3, norm="none" if per_item else "batch")
@@ -108,7 +116,67 @@ class Classification(Rig):
         return ConvNet(width=6, depth=3)
 
 
-RIGS: dict[str, Rig] = {"classification": Classification()}
+class TwiceTokenised(TextSource):
+    """Text whose items come in a second tokenisation too, the teacher's, as methods across tokenizers need it."""
+
+    def __init__(self, *arguments: Any, second: TextSource, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.second = second
+
+    def fetch(self, indices: Tensor, seed: int | None = None) -> Batch:
+        fields = ("input_ids", "attention_mask", "labels")
+        theirs, ours = self.second.fetch(indices), super().fetch(indices)
+        # Where each token ends in the text: every byte is a token here, or every second one.
+        ends = {"ends": torch.arange(ours.labels.shape[1]) * 2, "teacher_ends": torch.arange(theirs.labels.shape[1])}
+        rows = {name: places.expand(len(indices), -1) for name, places in ends.items()}
+        return ours.replace(**{f"teacher_{name}": theirs[name] for name in fields}, **rows)
+
+
+class LanguageModelling(Rig):
+    """Prompts with completions of uneven length, and models of another architecture than their teachers."""
+
+    def __init__(self) -> None:
+        draws = torch.Generator().manual_seed(0)
+
+        def text(length: int) -> dict[str, Tensor]:
+            ids = torch.randint(2, 50, (40, length), generator=draws)
+            lengths = torch.randint(length // 2 + 1, length + 1, (40,), generator=draws)
+            ids[torch.arange(40), lengths - 1] = 1  # closed by the end token
+            prompts = torch.randint(2, length // 2, (40, 1), generator=draws)
+            return {"ids": ids, "lengths": lengths, "targets": torch.arange(length) >= prompts}
+
+        self.source = TwiceTokenised(**text(10), vocab=50, second=TextSource(**text(16), vocab=50))
+
+    def student(self, per_item: bool) -> nn.Module:
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        dropout = 0.0 if per_item else 0.1
+        return GPT2LMHeadModel(
+            GPT2Config(
+                **{"vocab_size": 50, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32},
+                **{"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout},
+                **{"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "initializer_range": 0.3},
+            )
+        )
+
+    def teacher(self) -> nn.Module:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        return LlamaForCausalLM(
+            LlamaConfig(
+                **{"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2},
+                **{"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 32},
+                **{"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "initializer_range": 0.3},
+                attention_dropout=0.1,
+            )
+        )
+
+    def outputs(self, model: nn.Module) -> Tensor:
+        with torch.no_grad():
+            return logits_of(call(model.eval(), self.source.fetch(torch.arange(8))))
+
+
+RIGS: dict[str, Rig] = {"classification": Classification(), "language-modelling": LanguageModelling()}
 """One rig by `Card.task`."""
 
 SGD = OptimizerSpec(name="sgd", lr=1e-3, momentum=0.9, schedule="constant")

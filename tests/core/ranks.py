@@ -61,7 +61,12 @@ def coupled(slug: str, world: World) -> Trainer:
     layers = {} if "features" not in kind.card.needs else {"student_layers": ["1"], "teacher_layers": ["1"]}
     options = kind.Options(**{**kind.card.tiny, **layers})
     torch.manual_seed(6)
-    method = kind(options, student=toys.student(), teacher=teacher, data=DataInfo(toys.ITEMS, 3, example)).double()
+    method = kind(
+        options,
+        student=toys.student(),
+        teacher=teacher,
+        data=DataInfo(toys.ITEMS, 3, example, labels=loader.tensors[1].argmax(-1)),
+    ).double()
     spec = TrainSpec(steps=5, batch_size=8, optimizer=SGD)
     return Trainer(method, loader, spec, steps=5, items=toys.ITEMS, seed=0, world=world)
 

@@ -28,7 +28,8 @@ def launch(*arguments: str, ranks: int = 2, **environment: str) -> None:
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true", **environment,
         }  # fmt: skip
         command = [sys.executable, "-m", "tests.core.ranks", *arguments]
-        processes.append(subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))  # fmt: skip
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=variables, **pipes))
     outputs = [process.communicate(timeout=100)[0].decode() for process in processes]
     assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
 

@@ -109,7 +109,9 @@ def test_weight_decay_can_leave_norms_and_biases_alone():
     from limbeck.core.optim import build_optimizer
 
     optimizer = build_optimizer("student", student(), OptimizerSpec(weight_decay=0.1, decay_norms=False))
-    decays = {parameter.ndim: group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]}
+    decays = {
+        parameter.ndim: group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]
+    }
     assert decays == {2: 0.1, 1: 0.0}
 
 
@@ -170,9 +172,8 @@ def test_evaluation_joins_the_rows_and_leaves_training_alone():
 
 def test_resuming_continues_exactly(tmp_path):
     def trainer(steps_done: int | None, rows: list):
-        made = build(Game, steps=8, ema=0.9, log_every=3, checkpoint_every=4, rows=rows,
+        return build(Game, steps=8, ema=0.9, log_every=3, checkpoint_every=4, rows=rows,
                      checkpoints=Checkpoints(tmp_path / str(steps_done)))  # fmt: skip
-        return made
 
     straight_rows, first_rows, second_rows = [], [], []
     straight = trainer(None, straight_rows)

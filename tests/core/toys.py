@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core.batch import Batch
+from limbeck.core.distributed import World
 from limbeck.core.method import DataInfo, Method, Update
 from limbeck.core.options import OptionsBase
 from limbeck.core.randomness import ItemOrder
 from limbeck.core.specs import TrainSpec
 from limbeck.core.trainer import Trainer
-from limbeck.core.distributed import World
 
 ITEMS, FEATURES = 48, 6
 

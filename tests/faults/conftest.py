@@ -1,4 +1,4 @@
-"""What the fault tests share: a fast folder, an undisturbed run to compare with, and totals at the end of the session."""
+"""What the fault tests share: a fast folder, an undisturbed run to compare with, and totals at the session's end."""
 
 import shutil
 import tempfile

@@ -1,4 +1,4 @@
-"""Stops a process at any one of the calls that change a run's folder: before it, half-way through, or as by a power cut.
+"""Stops a process at any one of the calls that change a run's folder: before it, half-way, or as by a power cut.
 
 The calls are `durable`'s `_write`, `_fsync` and `_rename`, and `shutil.rmtree`.
 """
@@ -24,8 +24,13 @@ class Crash:
     """Once installed, the process ends at the `point`-th call, counted from 0; None counts only."""
 
     def __init__(self, point: int | None = None, how: How = "before") -> None:
-        self.point, self.how, self.calls = point, how, 0
+        self.point, self.how = point, how
+        self.calls: list[bool] = []  # whether each call could be made by half
         self.unsynced: set[Path] = set()
+
+    def points(self) -> list[tuple[int, How]]:
+        """Every way to crash at one of the calls that were counted."""
+        return [(i, how) for i, halves in enumerate(self.calls) for how in HOW if halves or how != "torn"]
 
     def install(self, replace: Callable[[Any, str, Any], Any] = setattr) -> "Crash":
         """Puts itself between limbeck and the disk; `replace` is `monkeypatch.setattr` where it has to be undone."""
@@ -56,12 +61,12 @@ class Crash:
         replace(shutil, "rmtree", crashing_rmtree)
         return self
 
-    def _arrive(self, half: Callable[[], object] = lambda: None) -> None:
-        self.calls += 1
-        if self.calls - 1 != self.point:
+    def _arrive(self, half: Callable[[], object] | None = None) -> None:
+        self.calls.append(half is not None)
+        if len(self.calls) - 1 != self.point:
             return
         self.point = None  # what a half does may call in here again
-        if self.how == "torn":
+        if self.how == "torn" and half is not None:
             half()
         elif self.how == "power cut":
             for path in self.unsynced:

@@ -67,5 +67,5 @@ def _say(kind: str, message: str, hint: str) -> None:
     print(f"{kind}: {message}", f"hint: {hint}" if hint else "", sep="\n", file=sys.stderr, flush=True)
 
 
-def _show_warning(message: Any, category: type[Warning], *place: Any) -> None:
+def _show_warning(message: Any, *origin: Any, **more: Any) -> None:
     print(f"warning: {message}", file=sys.stderr)

@@ -32,7 +32,7 @@ def parse_overrides(words: Sequence[str], options: Iterable[str] = ()) -> dict[s
             value = remaining.pop(0)
         if key in found:
             raise UsageError(f"{key}: given twice", "keep one of them")
-        found[key] = _parse_value(key, value)
+        found[key] = parse_value(key, value)
     return found
 
 
@@ -43,7 +43,12 @@ def _check_option(key: str, options: Iterable[str]) -> None:
         raise UsageError(f"there is no option '--{key}'", f"did you mean '--{meant}'?")
 
 
-def _parse_value(key: str, text: str) -> Any:
+def parse_value(key: str, text: str) -> Any:
+    """One value, read as YAML.
+
+    Raises:
+        UsageError: it is no YAML; `key` says where.
+    """
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:

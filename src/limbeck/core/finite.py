@@ -1,13 +1,20 @@
 """The guard before every optimizer step: a non-finite loss or gradient never reaches the weights."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from limbeck.core.batch import Batch
 from limbeck.core.errors import NonFiniteError
+
+if TYPE_CHECKING:
+    from limbeck.core.teacher import Teacher
 
 Policy = Literal["raise", "skip", "rewind"]
 
@@ -48,7 +55,7 @@ class FiniteGuard:
 
     def __init__(self, policy: Policy, limit: int, deferred: bool = False) -> None:
         self.policy, self.limit, self.deferred = policy, limit, deferred
-        self.in_a_row = 0
+        self.in_a_row: Counter[str] = Counter()  # by player: one that steps well does not excuse another
         self.rewinds = 0
         self._pending: list[tuple[Tensor, Tensor, Place]] = []
 
@@ -78,14 +85,38 @@ class FiniteGuard:
 
     def _judge(self, loss_finite: bool, finite: bool, place: Place) -> bool:
         if loss_finite and finite:
-            self.in_a_row = 0
+            self.in_a_row[place.player] = 0
             return True
         where = "the gradient" if loss_finite else "the loss"
         error = NonFiniteError(place.step, place.player, where, place.item_ids())
-        self.in_a_row += 1
-        if self.policy == "skip" and self.in_a_row <= self.limit:
+        self.in_a_row[place.player] += 1
+        if self.policy == "skip" and self.in_a_row[place.player] <= self.limit:
+            warnings.warn(f"{error.message}; skipped that update", stacklevel=2)
             return False
         if self.policy == "rewind" and self.rewinds < self.limit:
             self.rewinds += 1
             raise Rewind(error)
         raise error
+
+
+def trace(error: NonFiniteError, micro_batches: Sequence[Batch], teacher: "Teacher | None") -> NonFiniteError:
+    """The error with what it comes from, where the data or the teacher are to blame; else as it is."""
+    where = error.where
+    if any(not _finite(batch) for batch in micro_batches):
+        where = "the data of the batch"
+    elif teacher is not None and not all(_finite(_ask(teacher, batch)) for batch in micro_batches):
+        where = "the teacher's output"
+    return NonFiniteError(error.step, error.player, where, error.items)
+
+
+def _ask(teacher: "Teacher", batch: Batch) -> Any:
+    return teacher.tokens(batch) if "input_ids" in batch else teacher.signal(batch)
+
+
+def _finite(value: Any) -> bool:
+    """Whether all tensors in a batch, or among the attributes of a teacher's signal, are finite."""
+    if isinstance(value, Tensor):
+        return bool(value.isfinite().all())
+    if is_dataclass(value):
+        return all(_finite(getattr(value, part.name)) for part in fields(value))
+    return all(map(_finite, value.values())) if isinstance(value, Mapping) else True

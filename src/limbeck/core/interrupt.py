@@ -39,7 +39,13 @@ def requested() -> bool:
 def pause(message: str = "stopped between two steps") -> None:
     """A safe point: raises `Interrupted` if the work was asked to stop."""
     if _received:
-        raise Interrupted(f"{_received[0]} received; {message}", "resume with: limbeck run --resume")
+        raise interruption(message)
+
+
+def interruption(message: str) -> Interrupted:
+    """The exception that ends the work; the signal may have reached another process that works on it too."""
+    received = f"{_received[0]} received" if _received else "another process was told to stop"
+    return Interrupted(f"{received}; {message}", "resume with: limbeck run FOLDER --resume")
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:

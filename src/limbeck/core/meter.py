@@ -45,7 +45,8 @@ class Meter:
         return window
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restores an open window."""
+        """Restores an open window, in place of the present one."""
+        self._values, self._weights = {}, {}
         for key, tensor in state.items():
             kind, _, name = key.partition("/")
             (self._values if kind == "values" else self._weights)[name] = list(tensor)

@@ -35,16 +35,39 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Where training stands: `step` of `steps` (from 0) and the `epoch` so far as a real number."""
+    """Where training stands.
+
+    Attributes:
+        step: this step, from 0.
+        steps: all steps.
+        epoch: epochs so far, as a real number.
+        seed: a seed of this step that all ranks share; the global random streams differ from rank to rank.
+    """
 
     step: int = 0
     steps: int = 1
     epoch: float = 0.0
+    seed: int = 0
 
     @property
     def progress(self) -> float:
         """Share of the steps done, in [0, 1]."""
         return self.step / max(self.steps, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class TextInfo:
+    """What is known of data that are text.
+
+    Attributes:
+        vocab: number of token ids, special tokens included.
+        tokenizer: what made the tokens, of transformers; None for tokens from elsewhere.
+        masked: whether tokens are hidden to be guessed, as masked language models are trained.
+    """
+
+    vocab: int
+    tokenizer: Any = None
+    masked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +78,15 @@ class DataInfo:
         items: number of training items.
         classes: number of classes, 0 where there are none.
         example: two items, for reading shapes.
+        labels: class of each item (items,), -100 for none; None where items have no class.
+        text: vocabulary and tokenizer of text; None for data of any other kind.
     """
 
     items: int
     classes: int
     example: Batch
+    text: TextInfo | None = None
+    labels: Tensor | None = None
 
 
 class Method(nn.Module):

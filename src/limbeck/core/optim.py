@@ -32,7 +32,13 @@ def build_optimizer(player: str, module: nn.Module, spec: OptimizerSpec) -> torc
     fused = spec.name != "sgd" or not any(hasattr(parameter, "placements") for parameter in trainable)
     shared: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay, "fused": fused}
     if spec.name == "sgd":
-        return torch.optim.SGD(groups, momentum=spec.momentum, nesterov=spec.nesterov, **shared)
+        optimizer = torch.optim.SGD(groups, momentum=spec.momentum, nesterov=spec.nesterov, **shared)
+        if spec.momentum:
+            # The fused kernel leaves fresh buffers unset where it skips the first step. From zeros, the first step
+            # makes of them what it would make without: the gradient.
+            for parameter in trainable:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
     kind = torch.optim.AdamW if spec.name == "adamw" else torch.optim.Adam
     return kind(groups, betas=spec.betas, **shared)
 
@@ -71,6 +77,8 @@ def restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, tenso
         if name not in parameters:
             raise DamagedFileError(name, "the checkpoint belongs to another model: it has no such parameter")
         parameter = parameters[name]
+        if value.ndim and value.shape != parameter.shape:  # the fused kernels would read beyond the end
+            raise DamagedFileError(key, f"shape {tuple(value.shape)} in the checkpoint, {tuple(parameter.shape)} here")
         optimizer.state[parameter][entry] = sharded_like(value, parameter) if value.ndim else value.to(parameter.device)
 
 

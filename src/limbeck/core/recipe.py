@@ -63,7 +63,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file of plain data.
 
     Raises:
-        RecipeError: not YAML, an object tag, a repeated key, not a mapping, larger than 1 MiB, or aliases that multiply.
+        RecipeError: not YAML, an object tag, a repeated key, not a mapping, or too large, by its aliases too.
     """
     if path.stat().st_size > _LARGEST:
         raise RecipeError("", f"{path} is larger than 1 MiB", "recipes are short texts; is this the right file?")

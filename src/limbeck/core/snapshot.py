@@ -1,17 +1,34 @@
 """A trainer's state as a checkpoint, and back: everything that a bit-exact continuation needs, and nothing else."""
 
 import warnings
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
 
 import torch
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from limbeck.core.checkpoint import Checkpoint
 from limbeck.core.errors import DamagedFileError, NonFiniteError
 from limbeck.core.optim import optimizer_tensors, restore_optimizer, sharded_like, whole
+from limbeck.core.options import OptionsBase
 
 if TYPE_CHECKING:
     from limbeck.core.trainer import Trainer
+
+
+Count = Annotated[int, Field(ge=0, lt=1 << 53, strict=True)]
+
+
+class State(OptionsBase):
+    """What a checkpoint holds besides tensors; see the attributes of `Trainer` and `FiniteGuard`."""
+
+    offset: Count
+    logged: Count
+    skipped_in_a_row: dict[str, Count]
+    rewinds: Count
+    seconds: dict[str, float]
 
 
 def save(trainer: "Trainer") -> None:
@@ -25,33 +42,50 @@ def save(trainer: "Trainer") -> None:
         tensors[f"optimizer-{name}"] = optimizer_tensors(player.module, player.optimizer)
     if trainer.average is not None:
         tensors["average"] = {name: whole(tensor) for name, tensor in trainer.average.state_dict().items()}
-    state = {
-        "offset": trainer.offset,
-        "skipped_in_a_row": trainer.guard.in_a_row,
-        "rewinds": trainer.guard.rewinds,
-        "seconds": dict(trainer.seconds),
-    }
+    state = State(
+        offset=trainer.offset,
+        logged=trainer.logged,
+        skipped_in_a_row=dict(trainer.guard.in_a_row),
+        rewinds=trainer.guard.rewinds,
+        seconds=dict(trainer.seconds),
+    )
     if trainer.world.main:
-        trainer.checkpoints.save(Checkpoint(trainer.step, tensors, state))
+        trainer.checkpoints.save(Checkpoint(trainer.step, tensors, state.model_dump()))
     trainer.world.barrier()
 
 
 def restore(trainer: "Trainer") -> None:
-    """Continues from the latest whole checkpoint, where there is one."""
+    """Continues from the latest whole checkpoint, where there is one.
+
+    Raises:
+        DamagedFileError: no checkpoint is whole, or the latest belongs to another method or model.
+    """
     checkpoint = trainer.checkpoints.load() if trainer.checkpoints is not None else None
     if checkpoint is None:
         return
-    load_module(trainer.method, checkpoint.tensors["method"])
+    try:
+        state = State.model_validate(checkpoint.state)
+    except ValidationError as error:
+        raise DamagedFileError("state.json", f"it is no state of a trainer ({error.errors()[0]['msg']})") from error
+    load_module(trainer.method, _group(checkpoint, "method"))
     for name, player in trainer.players.items():
-        restore_optimizer(player.module, player.optimizer, checkpoint.tensors[f"optimizer-{name}"])
+        restore_optimizer(player.module, player.optimizer, _group(checkpoint, f"optimizer-{name}"))
     if trainer.average is not None:
-        trainer.average.load_state_dict(checkpoint.tensors["average"])
+        trainer.average.load_state_dict(_group(checkpoint, "average", trainer.average.state_dict()))
     device = trainer.world.device
-    trainer.meter.load_state_dict({name: value.to(device) for name, value in checkpoint.tensors["meter"].items()})
-    trainer.guard.in_a_row = checkpoint.state["skipped_in_a_row"]
-    trainer.guard.rewinds = checkpoint.state["rewinds"]
-    trainer.step, trainer.offset = checkpoint.step, checkpoint.state["offset"]
-    trainer.seconds.update(checkpoint.state["seconds"])
+    trainer.meter.load_state_dict({name: value.to(device) for name, value in _group(checkpoint, "meter").items()})
+    trainer.guard.in_a_row = Counter(state.skipped_in_a_row)
+    trainer.guard.rewinds = state.rewinds
+    trainer.step, trainer.offset, trainer.logged = checkpoint.step, state.offset, state.logged
+    trainer.seconds.update(state.seconds)
+
+
+def _group(checkpoint: Checkpoint, name: str, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """A group of tensors, which has the names of `like`."""
+    tensors = checkpoint.tensors.get(name)
+    if tensors is None or (like is not None and tensors.keys() != like.keys()):
+        raise DamagedFileError(f"{name}.safetensors", "the checkpoint belongs to another method or model")
+    return tensors
 
 
 def rewind(trainer: "Trainer", error: NonFiniteError) -> None:
@@ -62,10 +96,12 @@ def rewind(trainer: "Trainer", error: NonFiniteError) -> None:
     """
     if trainer.checkpoints is None:
         raise error
-    reached, rewinds = trainer.step + trainer.offset, trainer.guard.rewinds
+    failed, rewinds = error.step + trainer.offset, trainer.guard.rewinds
     restore(trainer)
+    for player in trainer.players.values():
+        player.optimizer.zero_grad()  # the gradients that were not finite would be added to
     trainer.guard.rewinds = rewinds
-    trainer.offset = reached + 1 - trainer.step
+    trainer.offset = failed + 1 - trainer.step
     warnings.warn(f"{error.message}; went back to step {trainer.step}, skipping that data", stacklevel=2)
 
 

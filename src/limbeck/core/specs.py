@@ -20,17 +20,44 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
+def _listed_or_none(value: Any) -> Any:
+    return None if value is None else _listed(value)
+
+
+class AdapterSpec(OptionsBase):
+    """A LoRA adapter: small matrices that are trained in place of a model's own weights, which stay frozen."""
+
+    rank: int = Field(8, ge=1, le=65536, description="rank of each update; the number of trained weights grows with it")
+    alpha: float = Field(16, gt=0, le=1e6, description="the update is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the input of each update, in training")
+    target_modules: Annotated[list[str] | None, BeforeValidator(_listed_or_none)] = Field(
+        None,
+        description="names or path endings of the layers to adapt, as [q_proj, v_proj]; every linear layer but the "
+        "output head if absent",
+    )
+    exclude_modules: Annotated[list[str], BeforeValidator(_listed)] = Field(
+        default_factory=list, description="names or path endings of layers to leave out"
+    )
+    modules_to_save: Annotated[list[str], BeforeValidator(_listed)] = Field(
+        default_factory=list, description="layers that are trained whole and saved with the adapter, such as a new head"
+    )
+    rank_stabilised: bool = Field(False, description="scale by alpha / sqrt(rank) instead (rsLoRA)")
+    decomposed: bool = Field(False, description="train magnitude and direction apart (DoRA)")
+
+
 class ModelSpec(OptionsBase):
     """Which network: a shipped net, a timm or transformers model, a folder, or the result of an earlier stage."""
 
     name: str = Field(
-        description="`convnet`, `vit`, `mlp` (shipped); `timm:NAME`; `hf:FOLDER_OR_ID`; `run:FOLDER` (a finished "
+        description="`convnet`, `vit`, `mlp` (shipped); `timm:NAME`; `hf:FOLDER_OR_ID`; `config:TYPE` (a transformers "
+        "model with fresh weights, as `config:llama`, whose arguments are its configuration); `run:FOLDER` (a finished "
         "run or an exported student); `stage:NAME` (result of an earlier stage)"
     )
     arguments: dict[str, JsonValue] = Field(
         default_factory=dict, description="keyword arguments of the model's builder"
     )
     seed: int | None = Field(None, ge=0, description="seed of the initial weights; the recipe's seed if absent")
+    adapter: AdapterSpec | None = Field(None, description="train this adapter and leave the model's weights frozen")
 
 
 class TextSpec(OptionsBase):

@@ -96,6 +96,8 @@ def match_modules(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     Raises:
         IncompatibleError: a pattern matches nothing; the message offers the nearest path.
     """
+    if all(_is_path(model, pattern) for pattern in patterns):
+        return list(patterns)  # already resolved: no walk through the whole model
     names = [name for name, _ in model.named_modules() if name]
     found: list[str] = []
     for pattern in patterns:
@@ -104,3 +106,11 @@ def match_modules(model: nn.Module, patterns: Sequence[str]) -> list[str]:
             raise IncompatibleError(f"no layer '{pattern}' in {type(model).__name__}", did_you_mean(pattern, names))
         found += [name for name in matches if name not in found]
     return found
+
+
+def _is_path(model: nn.Module, pattern: str) -> bool:
+    try:
+        model.get_submodule(pattern)
+    except AttributeError:
+        return False
+    return bool(pattern)

@@ -15,12 +15,13 @@ from limbeck.core.batch import Batch
 from limbeck.core.checkpoint import Checkpoints
 from limbeck.core.distributed import World, blank_copy
 from limbeck.core.ema import EMA
-from limbeck.core.errors import IncompatibleError, RecipeError, did_you_mean
-from limbeck.core.finite import FiniteGuard, Place, Rewind
+from limbeck.core.errors import IncompatibleError, Interrupted, NonFiniteError, RecipeError, did_you_mean
+from limbeck.core.finite import FiniteGuard, Place, Rewind, trace
 from limbeck.core.meter import Meter
 from limbeck.core.method import Clock, Method, Update
+from limbeck.core.optim import learning_rate
 from limbeck.core.player import Player, Tally, build_players
-from limbeck.core.randomness import reseed
+from limbeck.core.randomness import derive, reseed
 from limbeck.core.specs import TrainSpec
 
 Row = dict[str, Any]
@@ -69,12 +70,15 @@ class Trainer:
         self.checkpoints, self.record, self.evaluate = checkpoints, record, evaluate
         self.world = world or World()
         self.step = 0
+        self.logged = 0  # the last step whose row of metrics was recorded
         self.offset = 0  # how far the data run ahead of the steps: a rewind passes over what led to a non-finite value
         self._alone = spec.accumulate == 1 and self.world.size == 1  # one batch's mean is the mean: no weighting
         self.seconds: dict[str, float] = defaultdict(float)
         self.players = self._place()
         self.meter = Meter()
-        self.guard = FiniteGuard(spec.non_finite, spec.max_non_finite, deferred=self.world.device.type != "cpu")
+        # Skipping asks the host at each step: buffers, averages and `after_update` may not see what was skipped.
+        deferred = self.world.device.type != "cpu" and spec.non_finite != "skip"
+        self.guard = FiniteGuard(spec.non_finite, spec.max_non_finite, deferred)
         self.average = EMA(method.result(), spec.ema) if spec.ema is not None else None
 
     def fit(self) -> nn.Module:
@@ -88,11 +92,13 @@ class Trainer:
         if self.spec.non_finite == "rewind" and self.step == 0:
             snapshot.save(self)  # so that there is always somewhere to go back to
         self.method.train()
-        while self.step < self.steps:
-            try:
+        try:
+            self._log_if_due()  # an interruption may have come between a step and its row
+            while self.step < self.steps:
                 self._run()
-            except Rewind as request:
-                snapshot.rewind(self, request.error)
+        except Interrupted:
+            snapshot.save(self)
+            raise
         snapshot.save(self)
         if self.average is not None:
             self.average.copy_into(self.method.result())
@@ -103,28 +109,49 @@ class Trainer:
 
     def train_step(self, micro_batches: Sequence[Batch]) -> None:
         """One step of the method: its updates in order, the micro-batches advancing through them in lockstep."""
-        reseed(self.seed, "step", self.step + self.offset, self.world.rank)
-        self.method.clock = Clock(self.step, self.steps, self.step * self.spec.batch_size / self.items)
+        moment = self.step + self.offset
+        reseed(self.seed, "step", moment, self.world.rank)
+        epoch = self.step * self.spec.batch_size / self.items
+        self.method.clock = Clock(self.step, self.steps, epoch, derive(self.seed, "shared", moment))
         running = [self.method.step(batch) for batch in micro_batches]
         indices = tuple(batch["index"] for batch in micro_batches if "index" in batch)
-        while (turn := self._backward(running)) is not None:
+        while True:
+            buffers = self._buffers()
+            if (turn := self._backward(running)) is None:
+                break
             player, tally = turn
             with self._timed("optimizer"):
-                self._commit(player, tally, Place(self.step, player.name, indices))
+                if not self._commit(player, tally, Place(self.step, player.name, indices)):
+                    self._restore(buffers)
 
     def _run(self) -> None:
-        batches = iter(self.loader.steps(self.step + self.offset, self.steps + self.offset))
-        while self.step < self.steps:
-            with self._timed("data"):
-                micro_batches = [batch.to(self.world.device) for batch in next(batches)]
-            self.train_step(micro_batches)
-            self.step += 1
-            if self.step % self.spec.log_every == 0 or self.step == self.steps:
-                self._log()
-            if self.step % self._checkpoint_interval() == 0:
-                with self._timed("checkpoint"):
-                    snapshot.save(self)
-            self._pause()
+        """Steps to the end, or to a non-finite value that asks to go back."""
+        try:
+            batches = iter(self.loader.steps(self.step + self.offset, self.steps + self.offset))
+            while self.step < self.steps:
+                with self._timed("data"):
+                    micro_batches = [batch.to(self.world.device) for batch in next(batches)]
+                self.train_step(micro_batches)
+                self.step += 1
+                self._log_if_due()
+                if self.step % self._checkpoint_interval() == 0:
+                    with self._timed("checkpoint"):
+                        snapshot.save(self)
+                self._pause()
+        except Rewind as request:
+            snapshot.rewind(self, self._traced(request.error))
+        except NonFiniteError as error:
+            raise self._traced(error) from error
+
+    def _traced(self, error: NonFiniteError) -> NonFiniteError:
+        """The error with its origin, as far as the batch and the teacher tell when they are asked again."""
+        position = error.step + self.offset
+        reseed(self.seed, "step", position, self.world.rank)
+        try:
+            micro_batches = [b.to(self.world.device) for b in next(iter(self.loader.steps(position, position + 1)))]
+            return trace(error, micro_batches, self.method.teacher)
+        except Exception:  # a teacher that cannot be asked again, say: the error itself is what matters
+            return error
 
     def _backward(self, running: Sequence[Iterator[Update]]) -> tuple[Player, Tally] | None:
         """The next update of every micro-batch, forward and backward; None when the step is over."""
@@ -147,31 +174,52 @@ class Trainer:
         name = names.pop()
         return None if name is None else (self.players[name], tally)
 
-    def _commit(self, player: Player, tally: Tally, place: Place) -> None:
+    def _commit(self, player: Player, tally: Tally, place: Place) -> bool:
+        """Takes one optimizer step; returns whether it was taken, or skipped for a non-finite value."""
         weight, means = tally.reduce(self.world)
         if not self._alone:
             player.average_gradients(weight, self.world)
         norm, admitted = player.apply(means["loss"], (self.step, self.steps), self.spec.clip_norm, self.guard, place)
         for other in self.players.values():  # a loss may leave gradients on other players; they are not theirs to use
             other.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None and player.name == self._result_player:
-            self.average.update()
         if admitted:
+            if self.average is not None and player.name == self._result_player:
+                self.average.update()
             self.method.after_update(player.name, means)
             self.meter.add({f"{player.name}/gradient_norm": norm}, 1.0)
             self.meter.add({f"{player.name}/{name}": value for name, value in means.items()}, weight)
+        return admitted
+
+    def _buffers(self) -> list[torch.Tensor]:
+        """Copies of the method's buffers where an update may be skipped: its forward pass has changed batch norms."""
+        return [buffer.clone() for buffer in self.method.buffers()] if self.spec.non_finite == "skip" else []
+
+    def _restore(self, buffers: list[torch.Tensor]) -> None:
+        for buffer, kept in zip(self.method.buffers(), buffers, strict=True):
+            buffer.copy_(kept)
+
+    def _log_if_due(self) -> None:
+        if self.logged < self.step and (self.step % self.spec.log_every == 0 or self.step == self.steps):
+            self._log()
 
     def _log(self) -> None:
         self.guard.settle()
+        measured = self._validate()  # first: where it is interrupted, the row stays due with all its means
         row: Row = {"step": self.step, "epoch": self.step * self.spec.batch_size / self.items} | self.meter.read()
-        row |= {f"{name}/lr": player.optimizer.param_groups[0]["lr"] for name, player in self.players.items()}
-        every = self.spec.evaluate_every
-        if self.evaluate is not None and every and (self.step % every == 0 or self.step == self.steps):
-            with self._timed("evaluate"), self._result() as result:
-                row |= {f"validation/{name}": value for name, value in self.evaluate(result).items()}
+        rates = {name: learning_rate(player.spec, self.step - 1, self.steps) for name, player in self.players.items()}
+        row |= {f"{name}/lr": rate for name, rate in rates.items()}
+        row |= measured
         row["seconds"] = {phase: round(spent, 3) for phase, spent in self.seconds.items()}
         if self.world.main:
             self.record(row)
+        self.logged = self.step
+
+    def _validate(self) -> Row:
+        every = self.spec.evaluate_every
+        if self.evaluate is None or not every or (self.step % every and self.step != self.steps):
+            return {}
+        with self._timed("evaluate"), self._result() as result:
+            return {f"validation/{name}": value for name, value in self.evaluate(result).items()}
 
     @contextmanager
     def _result(self) -> Iterator[nn.Module]:
@@ -183,11 +231,10 @@ class Trainer:
         self.method.train()
 
     def _pause(self) -> None:
-        """The step boundary: a signal that any rank received saves a checkpoint and ends the run."""
+        """The step boundary: a signal that any rank received ends the run on all of them."""
         on_time = self.world.device.type == "cpu" or self.step % self.spec.log_every == 0  # asking others synchronises
         if on_time and self.world.any(interrupt.requested()):
-            snapshot.save(self)
-            interrupt.pause(f"saved at step {self.step}")
+            raise interrupt.interruption(f"saved at step {self.step}")
 
     def _place(self) -> dict[str, Player]:
         """Puts the method and its teacher on the device, shards where asked, and builds the players."""

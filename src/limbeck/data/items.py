@@ -8,13 +8,13 @@ from torch import Tensor
 
 from limbeck.core.errors import IncompatibleError
 from limbeck.data.decode import decode_picture
-from limbeck.data.source import Normalisation, Source, check_not_empty
+from limbeck.data.source import ImageSource, Normalisation, check_not_empty
 
 CACHE_BYTES = 512 << 20
 """Decoded pictures are kept when all of a source's take no more than this, in bytes."""
 
 
-class ItemSource(Source):
+class ItemSource(ImageSource):
     """Stored pictures; the first one settles the number of channels.
 
     Args:
@@ -51,7 +51,7 @@ class ItemSource(Source):
         self._describe(labels, classes, class_names, normalisation, augmentations)
 
     def images(self, indices: Tensor) -> Tensor:
-        """See `Source.images`.
+        """See `ImageSource.images`.
 
         Raises:
             DamagedFileError: a picture cannot be decoded.

@@ -28,7 +28,7 @@ class Loader:
         world: number of processes.
         accumulate: micro-batches a step in each process.
         workers: loader processes; 0 loads in the calling process.
-        augment: apply the source's augmentations, anew in each epoch.
+        augment: augment or mask items as the source does, anew in each epoch.
 
     Raises:
         RecipeError: `batch_size` is not divisible by `world * accumulate`.
@@ -52,7 +52,7 @@ class Loader:
                 f"use a multiple of {world * accumulate}",
             )
         self.source, self.seed, self.workers = source, seed, workers
-        self.augment = augment and bool(source.augmentations)
+        self.augment = augment and source.varied
         self.batch_size, self.micro = batch_size, batch_size // (world * accumulate)
         self.share = range(rank * self.micro * accumulate, (rank + 1) * self.micro * accumulate)
         self._order = ItemOrder(len(source), batch_size, seed)

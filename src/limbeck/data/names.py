@@ -14,8 +14,18 @@ FORMS = {
     "folder:PATH": "one folder of images a class, under train and val if these exist",
     "datasets:PATH": "data set saved with save_to_disk",
     "npz:PATH": "NumPy archive with the arrays image and label",
+    "pydoc": "text of Python's own documentation, embedded",
+    "text:PATH": "file of plain text, or folder of such files",
+    "jsonl:PATH": "file of one JSON object a line with columns of text, or folder of train and test files",
 }
-_PACKAGES = {"parquet": ("pyarrow", "PIL"), "folder": ("PIL",), "datasets": ("datasets", "PIL")}
+_TEXT = ("pydoc", "text", "jsonl")
+_FOR_TEXT = ("transformers", "tokenizers")
+_SMALLEST_BPE = 260  # every byte, and the special tokens
+_PACKAGES: dict[str, tuple[str, ...]] = {
+    "parquet": ("pyarrow", "PIL"),
+    "folder": ("PIL",),
+    "datasets": ("datasets", "PIL"),
+}
 
 
 class DataName(NamedTuple):
@@ -57,6 +67,33 @@ def check_data(spec: DataSpec, key: str = "data") -> None:
     kind, path = parse_data_name(spec.name)
     if path and not Path(path).expanduser().exists():
         raise RecipeError(f"{key}.name", f"there is no file or folder '{path}'", FORMS[f"{kind}:PATH"])
-    for package in _PACKAGES.get(kind, ()):
+    packages, extra = _PACKAGES.get(kind, ()), "vision"
+    if is_text(spec):
+        packages, extra = (*(package for package in packages if package != "PIL"), *_FOR_TEXT), "language"
+    for package in packages:
         if find_spec(package) is None:
-            raise MissingExtraError(package, "vision", f"the data '{spec.name}'")
+            raise MissingExtraError(package, extra, f"the data '{spec.name}'")
+    if is_text(spec):
+        _check_text(spec, key)
+
+
+def is_text(spec: DataSpec) -> bool:
+    """Whether the data are text: always, by their kind, or because a column of text is named."""
+    named = spec.text.completion_column or spec.text.prompt_column
+    return parse_data_name(spec.name).kind in (*_TEXT, *(("parquet", "datasets") if named else ()))
+
+
+def _check_text(spec: DataSpec, key: str) -> None:
+    name, text = spec.text.tokenizer, f"{key}.text"
+    kind, colon, size = name.partition(":")
+    if kind == "bpe" and not (colon and size.isdecimal() and _SMALLEST_BPE <= int(size) <= 1 << 20):
+        raise RecipeError(
+            f"{text}.tokenizer", f"'{name}' is no size of a vocabulary", f"bpe:SIZE with SIZE from {_SMALLEST_BPE}"
+        )
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if is_path and not Path(name).expanduser().is_dir():
+        raise RecipeError(f"{text}.tokenizer", f"there is no folder '{name}'", "give a folder with tokenizer.json")
+    if spec.label_column is not None and (spec.text.prompt_column or spec.text.mask_rate or spec.text.chat):
+        raise RecipeError(f"{key}.label_column", "text with classes has no prompts and hides nothing", "remove the key")
+    if spec.augment:
+        raise RecipeError(f"{key}.augment", "augmentations are for images", "remove the key")

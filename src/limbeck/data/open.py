@@ -7,11 +7,11 @@ from importlib import import_module
 import torch
 
 from limbeck.core.specs import DataSpec
-from limbeck.data.names import check_data, parse_data_name
-from limbeck.data.source import Source
+from limbeck.data.names import check_data, is_text, parse_data_name
+from limbeck.data.source import ImageSource, Source
 from limbeck.data.split import stratified_split
 
-Reader = Callable[[str, DataSpec], tuple[Source, Source | None]]
+Reader = Callable[[str, DataSpec], tuple[ImageSource, ImageSource | None]]
 
 _READERS = {
     "digits": "arrays:read_digits",
@@ -48,6 +48,10 @@ def open_data(spec: DataSpec, seed: int = 0) -> DataSplit:
     """
     check_data(spec)
     kind, path = parse_data_name(spec.name)
+    if is_text(spec):
+        from limbeck.data.text.open import open_text
+
+        return DataSplit(*open_text(kind, path, spec, seed))
     train, validation = _reader(kind)(path, spec)
     if validation is None:
         kept, held = stratified_split(train.labels, spec.validation, 0 if kind == "digits" else seed)
@@ -64,7 +68,7 @@ def _reader(kind: str) -> Reader:
     return getattr(import_module(f"limbeck.data.readers.{module}"), function)
 
 
-def _normalise(spec: DataSpec, train: Source, validation: Source) -> None:
+def _normalise(spec: DataSpec, train: ImageSource, validation: ImageSource) -> None:
     if spec.mean is not None or spec.std is not None:
         mean, std = train.normalisation
         train.set_normalisation(spec.mean or mean, spec.std or std)

@@ -18,7 +18,40 @@ Normalisation = tuple[list[float], list[float]]
 
 
 class Source(ABC):
-    """Labelled images by number; what `fetch` returns is a function of its arguments alone.
+    """Items of any kind by number; what `fetch` returns is a function of its arguments alone.
+
+    Attributes:
+        labels: class of each item (items,), int64; -100 where there is none.
+        classes: number of classes, 0 where there are none.
+    """
+
+    labels: Tensor
+    classes: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def varied(self) -> bool:
+        """Whether an item looks different with each seed: it is augmented, or masked."""
+        return False
+
+    @abstractmethod
+    def fetch(self, indices: Tensor, seed: int | None = None) -> Batch:
+        """The items at `indices` (items,) as a batch with `index` (int64); a varied item is a function of `seed`."""
+
+    @abstractmethod
+    def select(self, rows: Tensor) -> "Source":
+        """A source of the items at `rows`, renumbered from 0; it shares the storage where it can."""
+
+    def info(self) -> DataInfo:
+        """Number of items and classes, and two items as an example (one twice if there is only one)."""
+        example = self.fetch(torch.arange(2) % len(self))
+        return DataInfo(len(self), self.classes, example, labels=self.labels if self.classes else None)
+
+
+class ImageSource(Source):
+    """Labelled images by number.
 
     Subclasses call `_describe` once and implement `images` and `select`.
 
@@ -29,8 +62,6 @@ class Source(ABC):
         augmentations: names of `data.augment.AUGMENTATIONS`, applied by `fetch` in this order when it gets a seed.
     """
 
-    labels: Tensor
-    classes: int
     class_names: tuple[str, ...]
     augmentations: tuple[str, ...]
 
@@ -38,12 +69,10 @@ class Source(ABC):
     def images(self, indices: Tensor) -> Tensor:
         """Images (items, channels, height, width) as they are stored: uint8, or float32 in [0, 1]."""
 
-    @abstractmethod
-    def select(self, rows: Tensor) -> "Source":
-        """A source of the items at `rows`, renumbered from 0; it shares the storage where it can."""
-
-    def __len__(self) -> int:
-        return len(self.labels)
+    @property
+    def varied(self) -> bool:
+        """Whether items are augmented."""
+        return bool(self.augmentations)
 
     def fetch(self, indices: Tensor, seed: int | None = None) -> Batch:
         """The items at `indices` as a batch with `image` (float32, normalised), `label` and `index` (int64).
@@ -61,10 +90,6 @@ class Source(ABC):
             images, scale = augment(images, self.augmentations, seed, indices, affine.mean), affine.scale
         image = torch.addcmul(affine.shift, images.float(), scale)  # (x - mean) / std in one operation
         return Batch({"image": image, "label": self.labels.index_select(0, indices), "index": indices})
-
-    def info(self) -> DataInfo:
-        """Number of items and classes, and two items as an example (one twice if there is only one)."""
-        return DataInfo(len(self), self.classes, self.fetch(torch.arange(2) % len(self)))
 
     def _describe(
         self,
@@ -137,7 +162,7 @@ class _Affine(NamedTuple):
         return cls(centre, spread, 1 / spread, 1 / (255 * spread), -centre / spread)
 
 
-class ArraySource(Source):
+class ArraySource(ImageSource):
     """Images held in memory.
 
     Args:
@@ -169,7 +194,7 @@ class ArraySource(Source):
         self._describe(rows, classes, class_names, normalisation, augmentations)
 
     def images(self, indices: Tensor) -> Tensor:
-        """See `Source.images`."""
+        """See `ImageSource.images`."""
         return self._images.index_select(0, indices)
 
     def select(self, rows: Tensor) -> "ArraySource":

@@ -73,6 +73,10 @@ def _build(kind: str, value: str, arguments: dict[str, Any], data: DataInfo, key
         from limbeck.models.adapters.transformers import build_transformers
 
         return build_transformers(value, arguments, data, key)
+    if kind == "config":
+        from limbeck.models.adapters.text import build_from_type
+
+        return build_from_type(value, arguments, data, key)
     return build_shipped(value, arguments, data, key)
 
 

@@ -11,9 +11,9 @@ from limbeck.core.explain import explain
 from limbeck.core.specs import ModelSpec
 from limbeck.models.configs import SHIPPED
 
-Kind = Literal["shipped", "timm", "hf", "run", "stage", "folder"]
-FORMS = ("timm:NAME", "hf:FOLDER_OR_ID", "run:FOLDER", "stage:NAME")
-_EXTRAS = {"timm": "timm", "hf": "transformers"}
+Kind = Literal["shipped", "timm", "hf", "config", "run", "stage", "folder"]
+FORMS = ("timm:NAME", "hf:FOLDER_OR_ID", "config:TYPE", "run:FOLDER", "stage:NAME")
+_PACKAGES = {"timm": ("timm", "vision"), "hf": ("transformers", "language"), "config": ("transformers", "language")}
 
 
 class ModelName(NamedTuple):
@@ -37,7 +37,7 @@ def parse_model_name(name: str) -> ModelName:
     if name in SHIPPED:
         return ModelName("shipped", name)
     prefix, colon, value = name.partition(":")
-    if colon and value and prefix in ("timm", "hf", "run", "stage"):
+    if colon and value and prefix in ("timm", "hf", "config", "run", "stage"):
         return ModelName(prefix, value)  # type: ignore[arg-type]  # checked in the line above
     if Path(name).expanduser().is_dir():
         return ModelName("folder", name)
@@ -56,8 +56,10 @@ def check_model(spec: ModelSpec, key: str = "model") -> None:
         RecipeError: a folder is missing, or an argument of a shipped network is wrong.
     """
     kind, value = parse_model_name(spec.name)
-    if kind in _EXTRAS and find_spec(_EXTRAS[kind]) is None:
-        raise MissingExtraError(_EXTRAS[kind], "vision", f"the model '{spec.name}'")
+    if kind in _PACKAGES and find_spec(_PACKAGES[kind][0]) is None:
+        raise MissingExtraError(*_PACKAGES[kind], f"the model '{spec.name}'")
+    if spec.adapter is not None and find_spec("peft") is None:
+        raise MissingExtraError("peft", "language", f"the adapter of '{spec.name}'")
     if kind == "run" and not Path(value).expanduser().is_dir():
         raise RecipeError(f"{key}.name", f"there is no folder '{value}'", "give the folder of a finished run")
     # A hub id is NAME or OWNER/NAME; anything else can only be a path.

@@ -62,7 +62,7 @@ def other_class_negatives(
     Args:
         sample_indices: (batch), the positives.
         negatives: how many for each.
-        all_labels: (samples), the class of every training sample; at least two classes must occur.
+        all_labels: (samples), the class of every training sample; with a single class its samples are the negatives.
         generator: source of the randomness.
 
     Returns:
@@ -79,5 +79,6 @@ def other_class_negatives(
         len(sample_indices), negatives, generator=generator, device=sample_indices.device, dtype=torch.float64
     )
     place = (uniform * (len(all_labels) - own_size)).long()
-    drawn = by_class[place + own_size * (place >= own_start)]
+    place = place + own_size * (place >= own_start)
+    drawn = by_class[place.clamp_max(len(all_labels) - 1)]  # with a single class there are no others: any will do
     return torch.cat([sample_indices[:, None].long(), drawn], dim=1)

@@ -86,8 +86,11 @@ def crd_scores(
             f"embedding {tuple(embedding.shape)}, bank {tuple(bank.shape)} and indices {tuple(indices.shape)} do not "
             "fit: they must be (batch, dim), (samples, dim) and (batch, 1 + negatives)"
         )
-    memories = F.embedding(indices, bank.detach())
-    return torch.einsum("bd,bpd->bp", embedding, memories).div(temperature).exp()
+    if len(bank) <= indices.shape[1]:  # fewer rows than pairs: one product with the whole bank, then look-ups
+        products = (embedding @ bank.detach().mT).gather(1, indices.long())
+    else:
+        products = torch.einsum("bd,bpd->bp", embedding, F.embedding(indices, bank.detach()))
+    return products.div(temperature).exp()
 
 
 @full_precision

@@ -7,7 +7,7 @@ scales. Logits of masked tokens are never computed.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,8 +23,8 @@ from limbeck.objectives.topk import TopKDivergence
 _CHUNK_ELEMENTS_CPU = 2**21
 _CHUNK_ELEMENTS_DEVICE = 2**25
 
-# Loss of the chosen rows, summed, from their logits and their positions.
-RowLoss = Callable[[Tensor, Tensor], Tensor]
+# Divergence and cross-entropy of the chosen rows, each summed, from their logits and their positions.
+RowLosses = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,21 @@ class TopKTeacher:
         return divergence(logits, _rows(self.ids, rows), _rows(self.log_probs, rows), temperature)
 
 
-def fused_head_divergence(
+class HeadLosses(NamedTuple):
+    """A loss and what it is made of, each the mean over the valid tokens.
+
+    Attributes:
+        total: the weighted sum of the two; the only one with a gradient.
+        divergence: in nats, detached; 0 where its weight is 0, for then it is not computed.
+        cross_entropy: the same of the cross-entropy.
+    """
+
+    total: Float[Tensor, ""]
+    divergence: Float[Tensor, ""]
+    cross_entropy: Float[Tensor, ""]
+
+
+def fused_head_losses(
     hidden: Float[Tensor, "*items width"],
     weight: Float[Tensor, "vocab width"],
     teacher: HiddenTeacher | DenseTeacher | TopKTeacher,
@@ -76,12 +90,12 @@ def fused_head_divergence(
     hard_weight: float = 0.0,
     num_items: int | float | Tensor | None = None,
     chunk_size: int | None = None,
-) -> Float[Tensor, ""]:
+) -> HeadLosses:
     """Mean over the valid tokens of a divergence (and cross-entropy), from hidden states, without the full logits.
 
-    Equals ``soft_weight * divergence(hidden @ weight.T + bias, teacher, temperature) + hard_weight * cross-entropy``
-    on the tokens of ``mask``, in value and in gradients, which go to ``hidden``, ``weight`` and ``bias``; a frozen
-    head gets no buffer. Head gradients are summed in float32.
+    The total is ``soft_weight * divergence(hidden @ weight.T + bias, teacher, temperature) + hard_weight *
+    cross-entropy`` on the tokens of ``mask``, in value and in gradients, which go to ``hidden``, ``weight`` and
+    ``bias``; a frozen head gets no buffer. Head gradients are summed in float32. The parts come from the same pass.
 
     Args:
         hidden: the student's last hidden states, already shifted against the labels.
@@ -110,19 +124,29 @@ def fused_head_divergence(
     tokens = hidden.shape[:-1].numel()
     rows = torch.arange(tokens, device=hidden.device) if mask is None else mask.flatten().nonzero().squeeze(-1)
 
-    def row_loss(logits: Tensor, chosen: Tensor) -> Tensor:
-        loss = logits.new_zeros(())
+    def row_losses(logits: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        soft, hard = logits.new_zeros(()), logits.new_zeros(())
         if soft_weight:
-            loss = loss + soft_weight * teacher.compare(divergence, logits, chosen, temperature).sum()
+            soft = teacher.compare(divergence, logits, chosen, temperature).sum()
         if hard_weight and labels is not None:
-            loss = loss + hard_weight * F.cross_entropy(logits, labels.flatten()[chosen], reduction="sum")
-        return loss
+            hard = F.cross_entropy(logits, labels.flatten()[chosen], reduction="sum")
+        return soft, hard
 
-    total = _FusedHead.apply(
-        hidden.reshape(-1, hidden.shape[-1]), weight, bias, rows, row_loss, chunk_size, torch.is_grad_enabled()
-    )
-    count = torch.as_tensor(len(rows) if num_items is None else num_items, device=total.device)
-    return total / count.clamp_min(1)
+    flat, weights = hidden.reshape(-1, hidden.shape[-1]), (soft_weight, hard_weight)
+    sums = _FusedHead.apply(flat, weight, bias, rows, row_losses, weights, chunk_size, torch.is_grad_enabled())
+    count = torch.as_tensor(len(rows) if num_items is None else num_items, device=flat.device).clamp_min(1)
+    return HeadLosses(*(total / count for total in sums))
+
+
+def fused_head_divergence(
+    hidden: Float[Tensor, "*items width"],
+    weight: Float[Tensor, "vocab width"],
+    teacher: HiddenTeacher | DenseTeacher | TopKTeacher,
+    divergence: LogitDivergence | TopKDivergence | Callable[..., Tensor],
+    **options: Any,
+) -> Float[Tensor, ""]:
+    """The total of :func:`fused_head_losses`, with the same options."""
+    return fused_head_losses(hidden, weight, teacher, divergence, **options).total
 
 
 def chunk_rows(tokens: int, vocab: int, device: torch.device) -> int:
@@ -133,7 +157,7 @@ def chunk_rows(tokens: int, vocab: int, device: torch.device) -> int:
 
 
 class _FusedHead(torch.autograd.Function):
-    """Sum of the row losses; gradients are made in the forward pass, see the module."""
+    """Sums of the row losses: weighted, and each by itself; gradients are made in the forward pass, see the module."""
 
     @staticmethod
     def forward(
@@ -142,42 +166,44 @@ class _FusedHead(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         rows: Tensor,
-        row_loss: RowLoss,
+        row_losses: RowLosses,
+        weights: tuple[float, float],
         chunk_size: int | None,
         with_grad: bool,
-    ) -> Tensor:
+    ) -> tuple[Tensor, ...]:
+        with_grad = with_grad and any(weights)
         wanted = [with_grad and needed for needed in ctx.needs_input_grad[:3]]
         gradients = _Gradients(hidden, weight, bias, wanted)
-        total = torch.zeros((), dtype=_wide(hidden), device=hidden.device)
+        sums = torch.zeros(3, dtype=_wide(hidden), device=hidden.device)
         for chosen in rows.split(chunk_size or chunk_rows(len(rows), len(weight), hidden.device)):
-            loss, logit_grad = _chunk(hidden[chosen], weight, bias, chosen, row_loss, any(wanted))
-            total += loss
+            logits = F.linear(hidden[chosen], weight, bias)
+            losses, logit_grad = _chunk(logits.to(_wide(logits)), chosen, row_losses, weights, any(wanted))
+            sums += losses
             if logit_grad is not None:
                 gradients.add(logit_grad, hidden, weight, chosen)
         ctx.save_for_backward(*gradients.finished(hidden, weight, bias))
-        return total
+        total, soft, hard = (value.clone() for value in sums)
+        ctx.mark_non_differentiable(soft, hard)
+        return total, soft, hard
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor, *parts: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError("the fused head has no second derivative; use the unfused divergence with create_graph")
         # In place: another buffer of the head's size would be the peak. A second backward then fails loudly.
         scaled = [None if grad is None else grad.mul_(grad_output) for grad in ctx.saved_tensors]
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None, None, None, None)
 
 
 def _chunk(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, chosen: Tensor, row_loss: RowLoss, with_grad: bool
+    logits: Tensor, chosen: Tensor, row_losses: RowLosses, weights: tuple[float, float], with_grad: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Loss of one chunk and its gradient with respect to the chunk's logits."""
-    logits = F.linear(hidden, weight, bias)
-    logits = logits.to(_wide(logits))
-    if not with_grad:
-        return row_loss(logits, chosen), None
-    logits.requires_grad_()
-    with torch.enable_grad():
-        loss = row_loss(logits, chosen)
-    return loss.detach(), torch.autograd.grad(loss, logits)[0]
+    """Losses (total, divergence, cross-entropy) of one chunk, and the total's gradient with respect to its logits."""
+    with torch.set_grad_enabled(with_grad):
+        soft, hard = row_losses(logits.requires_grad_(with_grad), chosen)
+        total = weights[0] * soft + weights[1] * hard
+        losses = torch.stack([total, soft, hard]).detach()
+    return losses, torch.autograd.grad(total, logits)[0] if with_grad else None
 
 
 class _Gradients:

@@ -56,9 +56,8 @@ def build(
     teacher = teacher if teacher is not None else teacher_net()
     live = LiveTeacher(teacher) if isinstance(teacher, nn.Module) else teacher
     torch.manual_seed(5)
-    method = kind(
-        kind.Options(**options), student=student or student_net(), teacher=live, data=DataInfo(ITEMS, CLASSES, batch(2))
-    )
+    data = DataInfo(ITEMS, CLASSES, batch(2), labels=torch.arange(ITEMS) % CLASSES)
+    method = kind(kind.Options(**options), student=student or student_net(), teacher=live, data=data)
     method.clock = Clock(step=10_000, steps=20_000, epoch=500.0)
     return method.train()
 

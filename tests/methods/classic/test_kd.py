@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from limbeck.core.batch import Batch
+from limbeck.core.errors import IncompatibleError
 from limbeck.objectives.logits import kd
 from tests.methods.classic.rig import batch, both, build, check_gradients, labels_loss, teacher_net, update_of
 
@@ -28,6 +29,18 @@ def test_unlabelled_items_count_in_the_objective_alone():
 def test_labels_are_not_needed():
     update = update_of(build("kd", weight=0.5), Batch({"image": batch().image}))
     torch.testing.assert_close(update.loss, 0.5 * update.logs["objective"])
+
+
+@pytest.mark.parametrize(
+    ("slug", "options"), [("kd", {}), ("dkd", {}), ("deit", {"token": False}), ("at", {"kd_weight": 1.0})]
+)
+def test_a_teacher_of_other_classes_is_refused(slug, options):
+    with pytest.raises(IncompatibleError, match="the student has 10 classes and the teacher 7"):
+        update_of(build(slug, teacher=teacher_net(classes=7), **options))
+
+
+def test_features_can_be_matched_with_a_teacher_of_other_classes():
+    assert update_of(build("rkd", teacher=teacher_net(classes=7))).loss.isfinite()
 
 
 def test_a_student_equal_to_its_teacher_has_nothing_to_learn():

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from limbeck.core.errors import DamagedFileError, RecipeError
+from limbeck.core.errors import DamagedFileError
 from limbeck.core.specs import DataSpec
 from limbeck.data.items import ItemSource
 from limbeck.data.readers.columns import Column, as_labels, choose_columns
-
-_SPLITS = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",), "train": ("train",)}
+from limbeck.data.readers.splits import split_files
 
 
 def read_parquet(path: str, spec: DataSpec) -> tuple[ItemSource, ItemSource | None]:
@@ -23,24 +22,13 @@ def read_parquet(path: str, spec: DataSpec) -> tuple[ItemSource, ItemSource | No
         RecipeError: no files, no column of pictures, or columns that do not fit.
         DamagedFileError: a file is no parquet, or an item has no picture.
     """
-    root = Path(path).expanduser()
-    if root.is_file():
-        return _read([root], spec), None
-    files = sorted(root.rglob("*.parquet"))
-    if not files:
-        raise RecipeError("data.name", f"no parquet files in '{path}'")
-    by_split: dict[str, list[Path]] = {}
-    for file in files:
-        by_split.setdefault(_split_of(file), []).append(file)
-    train = _read(by_split.get("train", files), spec)
-    held_out = by_split.get("validation") or by_split.get("test")
-    if "train" not in by_split or held_out is None:
-        return train, None
-    return train, _read(held_out, spec, train)
+    training, held_out = split_files(path, ("*.parquet",))
+    train = _read(training, spec)
+    return train, None if held_out is None else _read(held_out, spec, train)
 
 
 def _read(files: Sequence[Path], spec: DataSpec, train: ItemSource | None = None) -> ItemSource:
-    table = _table(files)
+    table = read_table(files)
     chosen = choose_columns(_columns(table.schema), spec)
     names = train.class_names if train is not None else chosen.class_names
     values = table.column(chosen.label).to_pylist() if chosen.label else [None] * table.num_rows
@@ -59,7 +47,8 @@ def _read(files: Sequence[Path], spec: DataSpec, train: ItemSource | None = None
     return ItemSource(read, labels, image_size=spec.image_size, classes=classes, class_names=names)
 
 
-def _table(files: Sequence[Path]) -> Any:
+def read_table(files: Sequence[Path]) -> Any:
+    """The rows of parquet files as one pyarrow table; a file that is no parquet raises `DamagedFileError`."""
     import pyarrow
     import pyarrow.parquet
 
@@ -96,8 +85,3 @@ def _noted_features(schema: Any) -> dict[str, dict[str, Any]]:
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
     except (KeyError, TypeError, ValueError, AttributeError):
         return {}
-
-
-def _split_of(file: Path) -> str:
-    words = file.stem.lower().replace("_", "-").replace(".", "-").split("-")
-    return next((split for split, names in _SPLITS.items() if any(name in words for name in names)), "other")

@@ -18,6 +18,19 @@ def read_datasets(path: str, spec: DataSpec) -> tuple[ItemSource, ItemSource | N
         RecipeError: no training split, or columns that do not fit.
         DamagedFileError: the folder is no saved data set, or an item has no picture.
     """
+    folder = Path(path).expanduser()
+    training, held_out = open_saved(path)
+    train = _read(training, folder, spec)
+    return train, None if held_out is None else _read(held_out, folder, spec, train)
+
+
+def open_saved(path: str) -> tuple[Any, Any | None]:
+    """The `Dataset` of a folder that `save_to_disk` wrote, and the one that is held out where the folder has splits.
+
+    Raises:
+        RecipeError: there are splits, but none is called `train`.
+        DamagedFileError: the folder is no saved data set.
+    """
     from datasets import Dataset, load_from_disk
 
     folder = Path(path).expanduser()
@@ -26,12 +39,11 @@ def read_datasets(path: str, spec: DataSpec) -> tuple[ItemSource, ItemSource | N
     except (OSError, ValueError, KeyError) as error:
         raise DamagedFileError(folder, f"no saved data set ({error})") from error
     if isinstance(loaded, Dataset):
-        return _read(loaded, folder, spec), None
+        return loaded, None
     if "train" not in loaded:
         raise RecipeError("data.name", f"'{path}' has no split 'train'", f"splits: {', '.join(loaded)}")
-    train = _read(loaded["train"], folder, spec)
     held_out = next((name for name in _VALIDATION if name in loaded), None)
-    return train, None if held_out is None else _read(loaded[held_out], folder, spec, train)
+    return loaded["train"], None if held_out is None else loaded[held_out]
 
 
 def _read(rows: Any, folder: Path, spec: DataSpec, train: ItemSource | None = None) -> ItemSource:

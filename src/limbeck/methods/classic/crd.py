@@ -78,11 +78,11 @@ class ContrastiveDistillation(FeatureMethod):
         for side in ("student", "teacher"):
             self.register_buffer(f"{side}_bank", new_bank(data.items, self.options.embedding_dim))
             self.register_buffer(f"{side}_normaliser", torch.zeros(()))  # 0: not fixed yet
-        # Classes are noted as items come by. Those not seen yet share one of their own, so any item may draw them:
-        # their memories are still random and stand for no class.
-        self.register_buffer("classes", torch.full((data.items,), data.classes))
-        # Drawn as the connectors' weights are: the same on every rank, and again when the run is resumed.
-        self._seed, self._drawn_at, self._parts = int(torch.randint(2**62, ())), self.clock, 0
+        if data.labels is not None:  # the data's, not the method's: not saved
+            # Items without a label are a class of their own: other classes may draw them.
+            known = torch.where(data.labels < 0, data.classes, data.labels)
+            self.register_buffer("classes", known, persistent=False)
+        self._drawn_at, self._parts = self.clock, 0
 
     def connect(self, student_features: list[Tensor], teacher_features: list[Tensor]) -> None:
         for side, features in {"student": student_features, "teacher": teacher_features}.items():
@@ -114,8 +114,6 @@ class ContrastiveDistillation(FeatureMethod):
         if self.options.negatives_from == "everywhere":
             pairs = uniform_negatives(index, self.options.negatives, self.data.items, generator=draws)
         else:
-            label = batch["label"].argmax(1) if batch["label"].ndim == 2 else batch["label"]
-            self.classes.index_copy_(0, index, gather(torch.where(label < 0, self.data.classes, label)))
             pairs = other_class_negatives(index, self.options.negatives, self.classes, generator=draws)
         return pairs.chunk(len(index) // batch.size)[process_state().process_index]
 
@@ -140,12 +138,12 @@ class ContrastiveDistillation(FeatureMethod):
         if self._drawn_at is not self.clock:
             self._drawn_at, self._parts = self.clock, 0
         self._parts += 1
-        return generator(self._seed, self.clock.step, self._parts, device=device)
+        return generator(self.clock.seed, self._parts, device=device)
 
     def _check(self, data: DataInfo) -> None:
         if "index" not in data.example:
             raise IncompatibleError("the data do not number their items", "add the tensor index to the batches")
-        if self.options.negatives_from == "other_classes" and not (data.classes > 1 and "label" in data.example):
+        if self.options.negatives_from == "other_classes" and (data.labels is None or data.classes < 2):
             raise IncompatibleError(
                 "negatives of other classes need labels of at least two classes", "set negatives_from: everywhere"
             )

@@ -14,7 +14,7 @@ from limbeck.core.method import DataInfo, Update
 from limbeck.core.options import OptionsBase
 from limbeck.core.registry import register
 from limbeck.core.teacher import Teacher
-from limbeck.methods.classic.logit_method import LogitMethod, label_cross_entropy
+from limbeck.methods.classic.logit_method import LogitMethod, check_same_classes, label_cross_entropy
 from limbeck.objectives.logits import deit_hard, kd
 
 
@@ -66,6 +66,7 @@ class DeiT(LogitMethod):
         teacher_logits = self.teacher_logits(batch)
         output = call(self.student, batch)
         class_logits, distilled = heads_of(output) if self.options.token else (logits_of(output),) * 2
+        check_same_classes(distilled, teacher_logits)
         labels_loss = label_cross_entropy(class_logits, batch)
         objective = self.objective(distilled, teacher_logits, batch)
         loss = (1 - self.options.alpha) * labels_loss + self.options.alpha * objective

@@ -18,7 +18,7 @@ class CorrelationDistillation(LogitMethod):
     .. math:: L = w_y\,\mathrm{CE}(z_s, y) + w\,T^2 \bigl(\beta\,(1 - \overline{\rho}_{rows})
         + \gamma\,(1 - \overline{\rho}_{columns})\bigr)
 
-    with :math:`\rho` Pearson's correlation of :math:`\sigma(z / T)`. The columns run over the batch and couple its
+    with :math:`\rho` Pearson's correlation of :math:`\sigma(z / T)`. The columns run over the batch, which couples its
     items: ranks gather their logits, and gradient accumulation changes the loss.
     """
 

@@ -15,7 +15,7 @@ from limbeck.core.method import DataInfo, Method, Update
 from limbeck.core.options import OptionsBase
 from limbeck.core.taps import Taps, match_modules
 from limbeck.core.teacher import LiveTeacher, Teacher
-from limbeck.methods.classic.logit_method import label_cross_entropy
+from limbeck.methods.classic.logit_method import check_same_classes, label_cross_entropy
 from limbeck.models.describe import default_layers
 from limbeck.objectives.logits import kd
 
@@ -112,6 +112,7 @@ class FeatureMethod(Method):
         if options.kd_weight:
             if seen.teacher_logits is None:
                 raise IncompatibleError("the teacher gives no logits for kd_weight", "set kd_weight: 0")
+            check_same_classes(seen.student_logits, seen.teacher_logits)
             hinton = kd(seen.student_logits, seen.teacher_logits, temperature=options.temperature)
             loss = loss + options.kd_weight * hinton
         return Update("student", loss, batch.size, {"cross_entropy": labels_loss, "objective": objective})

@@ -38,6 +38,7 @@ class LogitMethod(Method):
     def step(self, batch: Batch) -> Iterator[Update]:
         teacher_logits = self.teacher_logits(batch)
         student_logits = logits_of(call(self.student, batch))
+        check_same_classes(student_logits, teacher_logits)
         labels_loss = label_cross_entropy(student_logits, batch)
         objective = self.objective(student_logits, teacher_logits, batch)
         loss = self.options.label_weight * labels_loss + self.options.weight * self.schedule() * objective
@@ -50,6 +51,19 @@ class LogitMethod(Method):
         if logits is None:
             raise IncompatibleError("the teacher gives no logits", "use a teacher with a classification head")
         return logits
+
+
+def check_same_classes(student_logits: Tensor, teacher_logits: Tensor) -> None:
+    """Refuses a pair of models that tell different numbers of classes apart.
+
+    Raises:
+        IncompatibleError: the logits (items, classes) differ in shape.
+    """
+    if student_logits.shape != teacher_logits.shape:
+        raise IncompatibleError(
+            f"the student has {student_logits.shape[-1]} classes and the teacher {teacher_logits.shape[-1]}",
+            "take a teacher of the same classes, or a method that matches features (rkd, sp, crd)",
+        )
 
 
 def label_cross_entropy(logits: Tensor, batch: Batch) -> Tensor:

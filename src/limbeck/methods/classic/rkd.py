@@ -17,8 +17,8 @@ class RelationalDistillation(FeatureMethod):
     .. math:: L = w_y\,\mathrm{CE}(z_s, y) + \frac{w_d}{B^2} \sum_{ij} \ell(d^s_{ij}, d^t_{ij})
         + \frac{w_a}{B^3} \sum_{ijk} \ell(\cos^s_{ijk}, \cos^t_{ijk})
 
-    with :math:`\ell` the smooth L1 loss, d in units of each side's mean distance, and the cosine of the angle that i
-    and k span at j, on the pooled features of the last stage. It couples the items of a batch: ranks gather their
+    with :math:`\ell` the smooth L1 loss, d in units of each side's mean distance, and the cosine of the angle that j
+    and k span at i, on the pooled features of the last stage. It couples the items of a batch: ranks gather their
     features, and gradient accumulation changes the loss.
     """
 

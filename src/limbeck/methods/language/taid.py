@@ -11,7 +11,7 @@ from limbeck.core.method import DataInfo
 from limbeck.core.options import OptionsBase
 from limbeck.core.registry import register
 from limbeck.core.teacher import Teacher
-from limbeck.methods.language.token_method import TokenDivergence, TokenMethod
+from limbeck.methods.language.token_method import TokenDivergence, TokenMethod, WeightOptions
 from limbeck.objectives.interpolation import Clock, advance_clock, interpolated_cross_entropy, start_clock
 
 
@@ -25,7 +25,8 @@ class TAID(TokenMethod):
     The time :math:`t` starts at `start`, never falls, is never behind a linear clock, and runs ahead of it while the
     loss falls: :math:`m \leftarrow \beta m + (1-\beta)\frac{J_{prev}-J}{J_{prev}}`,
     :math:`t \leftarrow \min(t_{end}, \max(t_{lin}, t + \alpha\,\sigma(m)(1-t)))`. The original keeps one clock a rank;
-    here the loss that moves it is the mean over micro-batches and ranks, so that all share one.
+    here :math:`J` is the mean over micro-batches and ranks, so that all share one, and the cross-entropy with the text
+    that `label_weight` adds does not move it.
     """
 
     card = Card(
@@ -39,9 +40,10 @@ class TAID(TokenMethod):
         use="When the teacher is many times larger than the student and training is long enough to move the target.",
     )
 
-    class Options(TokenMethod.Options):
-        """The clock and the share of the two losses."""
+    class Options(WeightOptions):
+        """The clock, and the weights of the two losses; the target is interpolated at temperature 1."""
 
+        weight: float = Field(1.0, gt=0, le=1e6, description="weight of the divergence, whose value moves the clock")
         start: float = Field(0.4, ge=0, le=1, description="interpolation time at the beginning")
         end: float = Field(1.0, ge=0, le=1, description="interpolation time at the end; 1 is the teacher itself")
         speed: float = Field(5e-4, ge=0, le=1, description="the paper's alpha: how far the clock may run ahead a step")
@@ -77,7 +79,7 @@ class TAID(TokenMethod):
         before = Clock(self.time, self.momentum, self.previous_loss, self.increment)
         after = advance_clock(
             before,
-            logs["interpolated"],
+            logs["divergence"],
             self.clock.progress,
             start=options.start,
             end=options.end,

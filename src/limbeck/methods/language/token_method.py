@@ -1,22 +1,29 @@
 """Parent of the methods that match next-token distributions on given text."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from limbeck.core.batch import Batch
+from limbeck.core.errors import IncompatibleError
 from limbeck.core.method import DataInfo, Method, Update
 from limbeck.core.options import OptionsBase
 from limbeck.core.teacher import Teacher
 from limbeck.language.predictions import Predictions, TokenReader, TokenSignal, kept_labels
-from limbeck.objectives.fused_head import TopKTeacher, fused_head_divergence
+from limbeck.objectives.fused_head import HeadLosses, TopKTeacher, fused_head_losses
 from limbeck.objectives.topk import TopKDivergence
-
 
 TokenDivergence = Callable[[Tensor, Tensor, float], Tensor]
 """(student_logits, teacher_logits, temperature) -> one value a token."""
+
+
+class WeightOptions(OptionsBase):
+    """Weights of the two terms."""
+
+    label_weight: float = Field(0.0, ge=0, le=1e6, description="weight of the cross-entropy with the text's tokens")
+    weight: float = Field(1.0, ge=0, le=1e6, description="weight of the divergence")
 
 
 class TokenMethod(Method):
@@ -24,14 +31,12 @@ class TokenMethod(Method):
 
     Subclasses give `divergence`, and `topk_divergence` where a teacher known by its most probable tokens will do.
     Tokens that do not count are dropped before any head, and the full logits of neither side are ever held where the
-    heads allow it.
+    heads allow it. Every token weighs the same, whatever its sequence's length.
     """
 
-    class Options(OptionsBase):
-        """Weights of the two terms."""
+    class Options(WeightOptions):
+        """Weights of the two terms, and the temperature of the divergence."""
 
-        label_weight: float = Field(0.0, ge=0, le=1e6, description="weight of the cross-entropy with the text's tokens")
-        weight: float = Field(1.0, ge=0, le=1e6, description="weight of the divergence")
         temperature: float = Field(1.0, gt=0, le=1000, description="softens both distributions; no factor T² is added")
 
     def __init__(
@@ -46,7 +51,10 @@ class TokenMethod(Method):
 
     def topk_divergence(self) -> TopKDivergence:
         """The same for a teacher known by its most probable tokens."""
-        raise NotImplementedError
+        raise IncompatibleError(
+            f"'{self.card.slug}' needs the teacher's whole distribution, not its most probable tokens",
+            "take a live teacher, or cache dense logits or hidden states",
+        )
 
     def step(self, batch: Batch) -> Iterator[Update]:
         yield self.match(batch)
@@ -54,18 +62,24 @@ class TokenMethod(Method):
     def match(self, batch: Batch) -> Update:
         """The update that one batch of text asks for."""
         assert self.teacher is not None
-        teacher = self.teacher.tokens(batch)
+        teacher = self.teacher.tokens(batch)  # before the student runs, so that their peaks do not add up
         return self.update(self.read_student(batch), teacher, kept_labels(batch, self.read_student.shift))
 
     def update(self, student: Predictions, teacher: TokenSignal, labels: Tensor) -> Update:
         """Weighted divergence and cross-entropy, the mean over the kept tokens."""
         measure = self.topk_divergence() if isinstance(teacher, TopKTeacher) else self.divergence()
         options = self.options
-        loss = token_loss(student, teacher, measure, labels, options.temperature, options.weight, options.label_weight)
-        return Update("student", loss, len(labels))
+        temperature = getattr(options, "temperature", 1.0)  # some methods have none to choose
+        losses = token_losses(student, teacher, measure, labels, temperature, options.weight, options.label_weight)
+        return Update("student", losses.total, len(labels), self.parts(losses))
+
+    def parts(self, losses: HeadLosses) -> Mapping[str, Tensor]:
+        """What is logged of the losses: those that were computed."""
+        logs = {"divergence": losses.divergence} if self.options.weight else {}
+        return {**logs, "cross_entropy": losses.cross_entropy} if self.options.label_weight else logs
 
 
-def token_loss(
+def token_losses(
     student: Predictions,
     teacher: TokenSignal,
     divergence: TokenDivergence | TopKDivergence,
@@ -73,7 +87,7 @@ def token_loss(
     temperature: float,
     weight: float,
     label_weight: float,
-) -> Tensor:
+) -> HeadLosses:
     """`weight · divergence + label_weight · cross-entropy`, the mean over tokens; fused with the head where it can be.
 
     Args:
@@ -82,26 +96,28 @@ def token_loss(
         divergence: called on the logits of a few tokens at a time.
         labels: (tokens,) ids of the text.
         temperature: above 0, of the divergence alone.
-        weight: of the divergence.
-        label_weight: of the cross-entropy.
+        weight: of the divergence; 0 leaves it out.
+        label_weight: of the cross-entropy; 0 leaves it out.
     """
-    if student.hidden is None:
-        logits = student.logits()
+    if student.hidden is not None:
+        assert student.weight is not None
+        return fused_head_losses(
+            student.hidden,
+            student.weight,
+            teacher,
+            divergence,
+            bias=student.bias,
+            labels=labels,
+            temperature=temperature,
+            soft_weight=weight,
+            hard_weight=label_weight,
+        )
+    logits, count = student.logits(), max(1, len(labels))
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    soft = hard = logits.new_zeros(())
+    if weight:
         rows = torch.arange(len(labels), device=logits.device)
-        loss = weight * teacher.compare(divergence, logits, rows, temperature).sum() / max(1, len(labels))
-        if label_weight:
-            hard = nn.functional.cross_entropy(logits.float(), labels, reduction="sum") / max(1, len(labels))
-            loss = loss + label_weight * hard
-        return loss
-    assert student.weight is not None
-    return fused_head_divergence(
-        student.hidden,
-        student.weight,
-        teacher,
-        divergence,
-        bias=student.bias,
-        labels=labels,
-        temperature=temperature,
-        soft_weight=weight,
-        hard_weight=label_weight,
-    )
+        soft = teacher.compare(divergence, logits, rows, temperature).sum() / count
+    if label_weight:
+        hard = nn.functional.cross_entropy(logits, labels, reduction="sum") / count
+    return HeadLosses(weight * soft + label_weight * hard, soft.detach(), hard.detach())

@@ -12,6 +12,14 @@ from torch import nn
 from limbeck.core.durable import write_json
 from limbeck.core.errors import DamagedFileError, IncompatibleError, RecipeError, UsageError, did_you_mean
 from limbeck.core.method import DataInfo
+from limbeck.models.adapters.text import (
+    build_fresh,
+    check_vocabulary,
+    fresh_fields,
+    note_tokenizer,
+    save_tokenizer,
+    text_class,
+)
 from limbeck.models.files import check_folder
 from limbeck.models.normalisation import normalisation_of, set_normalisation
 
@@ -24,7 +32,8 @@ def build_transformers(name: str, arguments: dict[str, Any], data: DataInfo, key
     Arguments change the configuration, apart from three: `pretrained` (false takes the configuration alone),
     `architecture` (a class of transformers; the configuration's own if absent) and `ignore_mismatched_sizes` (true
     gives tensors of another shape, such as a new head, fresh weights). Models with fresh weights get classes, channels
-    and image size from the data. Code from the hub is never run.
+    and image size, or vocabulary and positions, from the data. For text the class follows the task, whatever the
+    configuration names. Code from the hub is never run.
 
     Raises:
         UsageError: neither a folder nor a model that the hub gives.
@@ -42,20 +51,21 @@ def build_transformers(name: str, arguments: dict[str, Any], data: DataInfo, key
         raise RecipeError(f"{key}.arguments.pretrained", f"there are no safetensors in '{name}'")
     config = _read_config(origin)
     _configure(config, arguments, data, bool(pretrained), key)
-    model_class = _class_of(config, arguments.get("architecture"), data, key)
     if not pretrained:
         config._name_or_path = ""  # fresh weights do not go with the image processor in that folder
-        return model_class.from_config(config) if hasattr(model_class, "from_config") else model_class(config)
+        return build_fresh(config, arguments.get("architecture"), data, key)
+    model_class = class_of(config, arguments.get("architecture"), data, key)
     loose = bool(arguments.get("ignore_mismatched_sizes", False))
     model, _ = _load(model_class, origin, config=config, ignore_mismatched_sizes=loose)
     return model
 
 
 def save_transformers(model: nn.Module, folder: Path) -> None:
-    """Writes the folder that `from_pretrained` loads, with an image processor's configuration where one is known."""
+    """Writes the folder that `from_pretrained` loads, with the tokenizer or image processor where one is known."""
     saved: Any = model
     with _quiet():
         saved.save_pretrained(folder)
+    save_tokenizer(model, folder)
     normalisation = normalisation_of(model)
     if normalisation is not None:
         write_json(folder / "preprocessor_config.json", _processor(saved.config, *normalisation))
@@ -79,6 +89,7 @@ def load_transformers(folder: Path) -> nn.Module:
     normalisation = normalisation_of(model)
     if normalisation is not None:
         set_normalisation(model, *normalisation)  # so that it outlives the folder
+    note_tokenizer(model, folder)
     return model
 
 
@@ -133,33 +144,32 @@ def _configure(config: Any, arguments: dict[str, Any], data: DataInfo, pretraine
             raise RecipeError(
                 f"{key}.arguments.{name}", f"not in the model's configuration ({config.model_type})", hint
             )
-    if "image" in data.example:
-        if pretrained and "num_labels" not in given and data.classes not in (0, config.num_labels):
-            raise IncompatibleError(
-                f"the model has {config.num_labels} classes and the data {data.classes}",
-                f"for a new head set arguments num_labels: {data.classes} and ignore_mismatched_sizes: true",
-            )
-        if not pretrained:
-            given = {**_image_defaults(config, data), **given}
+    if pretrained and "num_labels" not in given and data.classes not in (0, config.num_labels):
+        raise IncompatibleError(
+            f"the model has {config.num_labels} classes and the data {data.classes}",
+            f"for a new head set arguments num_labels: {data.classes} and ignore_mismatched_sizes: true",
+        )
+    if pretrained and data.text is not None:
+        check_vocabulary(config, data.text, key)
+    if not pretrained:
+        given = {**{name: value for name, value in fresh_fields(data).items() if hasattr(config, name)}, **given}
     for name, value in given.items():
         setattr(config, name, value)
 
 
-def _image_defaults(config: Any, data: DataInfo) -> dict[str, Any]:
-    channels, height, width = data.example["image"].shape[1:]
-    side = height if height == width else [height, width]
-    found = {"num_channels": channels, "image_size": side}
-    defaults = {name: value for name, value in found.items() if hasattr(config, name)}
-    return {**defaults, "num_labels": data.classes} if data.classes else defaults
+def class_of(config: Any, architecture: Any, data: DataInfo, key: str) -> Any:
+    """The model class: the one that is named, else the task's for text, else the configuration's own.
 
-
-def _class_of(config: Any, architecture: Any, data: DataInfo, key: str) -> Any:
+    Raises:
+        RecipeError: transformers has no such class.
+    """
     import transformers
 
+    if data.text is not None and architecture is None:
+        return text_class(data)
     name = architecture or (config.architectures or [None])[0]
     if name is None:
-        image = "image" in data.example
-        return transformers.AutoModelForImageClassification if image else transformers.AutoModelForCausalLM
+        return transformers.AutoModelForImageClassification
     model_class = _named_class(name)
     if model_class is None:
         raise RecipeError(f"{key}.arguments.architecture", f"transformers has no model class '{name}'")

@@ -1,0 +1,1 @@
+"""Each paper's central claim in miniature: an experiment with named arms, equal budgets, several seeds and a margin."""
