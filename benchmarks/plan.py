@@ -7,9 +7,6 @@ while the stage trains.
 """
 
 import argparse
-import csv
-import datetime
-import platform
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,36 +14,36 @@ from pathlib import Path
 from limbeck.core.run import Run
 from limbeck.experiment import Experiment
 from limbeck.metrics.memory import PeakMemory
-from limbeck.planning import Plan, plan
+from limbeck.planning import plan
 from limbeck.running import resolve, run
+from results import append_row
 
-COLUMNS = ("benchmark", "case", "ours", "peer", "ratio", "unit", "hardware", "date")
-Row = dict[str, object]
+Figure = tuple[str, str, float, float, str]
 
 
 def main() -> None:
-    """Measures the recipes named on the command line, prints the rows and appends them to a table."""
+    """Measures the recipes named on the command line, prints the figures and adds them to a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipes", nargs="*", default=["digits-kd", "digits-feature"])
-    parser.add_argument("--csv", type=Path, help="table to append to")
+    parser.add_argument("--csv", type=Path, help="table to add to")
     arguments = parser.parse_args()
-    rows = [row for recipe in arguments.recipes for row in measure(recipe)]
-    for row in rows:
-        print(f"{row['benchmark']:12} {row['case']:28} {row['ours']:>12} {row['peer']:>12} {row['ratio']} {row['unit']}")
-    if arguments.csv is not None:
-        append(arguments.csv, rows)
+    for recipe in arguments.recipes:
+        for benchmark, case, predicted, actual, unit in measure(recipe):
+            ratio = predicted / actual
+            print(f"{benchmark:12} {case:28} {predicted:10.4g} {actual:10.4g} {unit:4} {ratio:.3f}", flush=True)
+            append_row(arguments.csv, benchmark, case, predicted, actual, ratio, unit)
 
 
-def measure(recipe: str) -> Iterator[Row]:
+def measure(recipe: str) -> Iterator[Figure]:
     """Predicted and actual figures of each stage."""
     predicted = plan(recipe)
     with tempfile.TemporaryDirectory() as folder:
         results = run(recipe, Path(folder) / "run", quiet=True).results()
     peaks = peak_bytes(recipe)
     for stage in predicted.stages:
-        case = f"{recipe}/{stage.stage}"
-        yield row("plan-time", case, stage.seconds, results[stage.stage]["seconds"], "s", predicted)
-        yield row("plan-memory", case, stage.memory_bytes / 2**20, peaks[stage.stage] / 2**20, "MiB", predicted)
+        case, name = f"{recipe}/{stage.stage}", stage.stage
+        yield "plan-time", case, stage.seconds, results[name]["seconds"], "s"
+        yield "plan-memory", case, stage.memory_bytes / 2**20, peaks[name] / 2**20, "MiB"
 
 
 def peak_bytes(recipe: str) -> dict[str, int]:
@@ -62,23 +59,6 @@ def peak_bytes(recipe: str) -> dict[str, int]:
             peaks[stage.name] = peak.peak_bytes
             del prepared
     return peaks
-
-
-def row(benchmark: str, case: str, ours: float, peer: float, unit: str, predicted: Plan) -> Row:
-    """One line of the table."""
-    values = (benchmark, case, f"{ours:.4g}", f"{peer:.4g}", f"{ours / peer:.3f}", unit)
-    hardware = f"{platform.machine()}, {predicted.device}"
-    return dict(zip(COLUMNS, (*values, hardware, datetime.date.today().isoformat()), strict=True))
-
-
-def append(path: Path, rows: list[Row]) -> None:
-    """Appends rows to a CSV file, with a header if it is new."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Claims as tables: what was measured, of whom, on how many seeds, and whether the paper's statement held."""
 
 import json
-import statistics
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from limbeck.metrics.intervals import t_interval
 
 from .markdown import NOTICE, table
 
@@ -32,43 +34,46 @@ def readme_table(claims: dict[str, Claim]) -> str:
 
 def claim_section(claim: Claim) -> str:
     """One claim: statement, figures of every arm, verdict, and under which conditions."""
-    standing = "**holds**" if claim["holds"] else "**does not hold**"
     better = "higher is better" if claim["higher_is_better"] else "lower is better"
-    conditions = [f"{len(claim['seeds'])} seeds", claim["budget"], f"{claim['seconds']:.0f} s in all"]
-    conditions += [claim["hardware"], claim["date"][:10]]
+    conditions = [claim["budget"], f"{claim['seconds']:.0f} s in all", claim["hardware"], claim["date"]]
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(claim["versions"].items()))
     return (
-        f"{claim['statement']}\n\nThe claim {standing} (margin asked for: {claim['margin']:g}).\n\n"
-        f"{_arms(claim, better)}\n{'; '.join(conditions)}. Versions: {_versions(claim)}.\n"
+        f"{claim['statement']}\n\nThe claim **{_verdict(claim)}**: {claim['claimed']} against {claim['baseline']} "
+        f"{claim['difference']:+.4f} (margin asked for: {claim['margin']:g}), {_won(claim)} seeds won.\n\n"
+        f"{_arms(claim, better)}\n{'; '.join(conditions)}. Versions: {versions}.\n"
         f"Run it again with `python -m claims {claim['slug']}`.\n"
     )
 
 
 def figure(values: Sequence[float]) -> str:
-    """Mean over seeds, with the standard deviation where there are several."""
-    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.4f}{spread}"
+    """Mean over seeds, with the half-width of its 95 % interval."""
+    centre, half = t_interval(values)
+    return f"{centre:.4f} ± {half:.4f}" if math.isfinite(half) else f"{centre:.4f}"
 
 
 def _arms(claim: Claim, better: str) -> str:
-    rows = [[name, figure(values), ", ".join(f"{value:.4f}" for value in values)] for name, values in _of(claim)]
-    return table(["arm", f"{claim['metric']} ({better})", "every seed"], rows)
+    rows = [
+        [name, figure(values), ", ".join(f"{value:.4f}" for value in values)] for name, values in claim["arms"].items()
+    ]
+    return table(["arm", f"{claim['metric']} ± 95 % ({better})", "every seed"], rows)
 
 
 def _overview(claims: dict[str, Claim], prefix: str) -> str:
+    header = ["method", "claim", "metric", "baseline ± 95 %", "method ± 95 %", "seeds won", "verdict"]
     rows = []
     for slug, claim in claims.items():
-        figures = "; ".join(f"{name} {figure(values)}" for name, values in _of(claim))
-        verdict = "holds" if claim["holds"] else "does not hold"
-        rows.append([f"[`{slug}`]({prefix}{slug}.md)", claim["statement"], claim["metric"], figures, verdict])
-    return table(["method", "claim", "metric", "mean ± deviation over seeds", "verdict"], rows)
+        baseline, claimed = (figure(claim["arms"][claim[side]]) for side in ("baseline", "claimed"))
+        link = f"[`{slug}`]({prefix}{slug}.md)"
+        rows.append([link, claim["statement"], claim["metric"], baseline, claimed, _won(claim), _verdict(claim)])
+    return table(header, rows)
 
 
-def _of(claim: Claim) -> list[tuple[str, list[float]]]:
-    return list(claim["arms"].items())
+def _verdict(claim: Claim) -> str:
+    return "holds" if claim["holds"] else "does not hold"
 
 
-def _versions(claim: Claim) -> str:
-    return ", ".join(f"{name} {version}" for name, version in sorted(claim["versions"].items()))
+def _won(claim: Claim) -> str:
+    return f"{claim['wins']}/{len(claim['seeds'])}"
 
 
 _INTRODUCTION = """# Claims

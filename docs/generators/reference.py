@@ -1,9 +1,11 @@
 """Reference of recipes, shipped models and forms of data, from the pydantic models and tables that check them."""
 
+import itertools
 import re
 from pathlib import Path
 
 from limbeck import objectives
+from limbeck.core.recipe import shipped_recipes
 from limbeck.core.specs import Recipe
 from limbeck.data.names import FORMS
 from limbeck.models.configs import SHIPPED
@@ -39,8 +41,10 @@ def recipe_page() -> str:
 
 
 def models_page() -> str:
-    """The page of the shipped networks and of the forms of data."""
-    parts = [NOTICE, "# Shipped networks and forms of data\n\n## Networks\n\n"]
+    """The page of the shipped recipes, the shipped networks and the forms of data."""
+    parts = [NOTICE, "# Shipped recipes, networks and forms of data\n\n## Recipes\n\n"]
+    recipes = [[f"`{name}`", _comment(path)] for name, path in shipped_recipes().items()]
+    parts.append(table(["name", "what it does"], recipes) + "\n## Networks\n\n")
     parts.append("Small reference networks. Channels, classes and image size are read from the data if left out.\n\n")
     for name, config in SHIPPED.items():
         parts.append(f"### {name}\n\n{option_table(config.model_json_schema())}\n")
@@ -60,6 +64,12 @@ def _parts(schema: Schema, root: Schema) -> list[str]:
     mentioned = re.findall(r"#/\$defs/(\w+)", str(schema.get("properties")))
     direct = [name for name in dict.fromkeys(mentioned) if "properties" in root["$defs"][name]]
     return list(dict.fromkeys([*direct, *(deep for name in direct for deep in _parts(root["$defs"][name], root))]))
+
+
+def _comment(path: Path) -> str:
+    """The first sentence of the comment that a recipe begins with."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    return " ".join(line.removeprefix("#").strip() for line in lines).split(". ")[0].rstrip(".") + "."
 
 
 def _first_paragraph(model: Schema) -> str:

@@ -9,9 +9,8 @@ from pydantic import ValidationError
 from limbeck.core import catalogue
 from limbeck.core.errors import IncompatibleError, RecipeError, UsageError
 from limbeck.core.explain import explain
-from limbeck.core.recipe import check_recipe
 from limbeck.core.specs import Recipe, TrainSpec
-from limbeck.running import execute
+from limbeck.running import execute, resolve
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +24,6 @@ STAGE = "distil"
 """Name of the one stage of such a run."""
 
 Plain = Mapping[str, Any]
-Model = "nn.Module | str | Plain"
 
 
 def distill(
@@ -40,6 +38,7 @@ def distill(
     epochs: float | None = None,
     seed: int = 0,
     options: Plain | None = None,
+    track: Sequence[str] = (),
     resume: bool = False,
     quiet: bool = False,
     watch: "Watch | None" = None,
@@ -59,6 +58,7 @@ def distill(
         epochs: passes over the data.
         seed: seed of everything random.
         options: options of the method.
+        track: trackers that receive the metrics too: tensorboard, trackio, wandb, mlflow.
         resume: continue the run in `out`, with the same arguments.
         quiet: show no progress.
         watch: receives (stage, steps in all, row) for each row of metrics.
@@ -84,7 +84,7 @@ def distill(
         "teacher": [_spec(one) for one in teachers],
         "train": training or None,
     }
-    tree = {"seed": seed, "data": _data_spec(data), "stages": [stage]}
+    tree = {"seed": seed, "data": _data_spec(data), "track": list(track), "stages": [stage]}
     recipe = _checked(tree)
     objects = _objects(student, teachers)
 
@@ -98,10 +98,10 @@ def distill(
 
 def _check_training(method: str, training: Plain) -> None:
     """Refuses unknown training keys, and says so where an option of the method was meant."""
-    unknown = [key for key in training if key not in TrainSpec.model_fields]
-    if unknown and unknown[0] in catalogue.entry(method)["options"].get("properties", {}):
-        key = unknown[0]
-        raise UsageError(f"'{key}' is an option of method '{method}'", f"give options={{{key!r}: …}}")
+    options = catalogue.read().get(method, {}).get("options", {}).get("properties", {})
+    for key in training:
+        if key not in TrainSpec.model_fields and key in options:
+            raise UsageError(f"'{key}' is an option of method '{method}'", f"give options={{{key!r}: …}}")
     try:
         if training:
             TrainSpec.model_validate(training)
@@ -110,12 +110,12 @@ def _check_training(method: str, training: Plain) -> None:
 
 
 def _checked(tree: dict[str, Any]) -> Recipe:
-    """The recipe, whose objects appear under the names of their classes."""
+    """The recipe, in which objects appear under the names of their classes."""
     stage = tree["stages"][0]
     # Names of objects say nothing that could be checked; names that can be, are.
     named = {"student": _stand_in(stage["student"]), "teacher": [_stand_in(one) for one in stage["teacher"]]}
     data = {"name": "digits"} if _is_object(tree["data"]) else tree["data"]
-    check_recipe({**tree, "data": data, "stages": [{**stage, **named}]})
+    resolve({**tree, "data": data, "stages": [{**stage, **named}]})
     return Recipe.model_validate(tree)
 
 

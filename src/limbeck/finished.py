@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from limbeck.core.teacher import Teacher
     from limbeck.data.source import Source
 
-Format = Literal["timm", "transformers", "onnx", "limbeck"]
+Format = Literal["timm", "transformers", "peft", "onnx", "limbeck"]
 
 
 def load(folder: "Path | str | Run", model: "nn.Module | None" = None) -> "nn.Module":
@@ -26,16 +26,14 @@ def load(folder: "Path | str | Run", model: "nn.Module | None" = None) -> "nn.Mo
         UsageError: there is neither, or the run is not finished.
         DamagedFileError: a file is missing or altered.
     """
-    from limbeck.core.durable import MANIFEST, verify_folder
+    from limbeck.core.run import Run
     from limbeck.models.saved import load_model
 
     path = _folder(folder)
     if (path / "recipe.yaml").is_file():
-        path = path / "student"
+        path = Run.open(path).student
         if not path.is_dir():
             raise UsageError(f"the run in {path.parent} is not finished", f"limbeck run {path.parent} --resume")
-    if (path / MANIFEST).is_file():
-        verify_folder(path)
     return load_model(path, model).eval()
 
 
@@ -83,14 +81,18 @@ def evaluate(
     return measure(result, data, teacher=teacher)
 
 
-def export(run: "Path | str | Run", to: Format, out: Path | str, model: "nn.Module | None" = None) -> list[Path]:
+def export(
+    run: "Path | str | Run", to: Format, out: Path | str, model: "nn.Module | None" = None, *, merge: bool = False
+) -> list[Path]:
     """Writes a finished run's student, alone, for use without limbeck, and returns the files.
 
     Args:
         run: a run, its folder, or the folder of an exported model.
-        to: "timm" or "transformers" for students of these libraries; "onnx" for any; "limbeck" for shipped networks.
+        to: "timm" or "transformers" for students of these libraries; "peft" for adapters; "onnx" for any; "limbeck" for
+            shipped networks.
         out: a folder that does not exist yet, or is empty.
         model: an object of the student's class to fill, for classes of your own.
+        merge: add the student's adapter into its base model's weights first.
 
     Raises:
         UsageError: the student cannot be exported to this format, or `out` is taken; nothing was written.
@@ -101,7 +103,7 @@ def export(run: "Path | str | Run", to: Format, out: Path | str, model: "nn.Modu
     from limbeck.models.export import export_model
 
     student = load(run, model)
-    return export_model(student, target, to, _example(_folder(run)) if to == "onnx" else None)
+    return export_model(student, target, to, _example(_folder(run)) if to == "onnx" else None, merge)
 
 
 def _example(folder: Path) -> Any:
@@ -110,7 +112,7 @@ def _example(folder: Path) -> Any:
     from limbeck.data.open import open_data
 
     recipe = Run.open(folder).recipe()
-    return open_data(recipe.data, recipe.seed).train.info().example
+    return open_data(recipe.data).train.info().example
 
 
 def _folder(run: "Path | str | Run") -> Path:

@@ -24,7 +24,8 @@ from limbeck.metrics.memory import PeakMemory
 from limbeck.models.describe import count_flops, count_parameters
 from limbeck.running import RecipeLike, resolve
 
-_WARM_UP, _MEASURED = 3, 10
+_WARM_UP, _MEASURED, _MOST = 3, 10, 100  # steps
+_LONG_ENOUGH = 0.5  # seconds of measured steps: short steps are measured more often
 _EVALUATED = 1024  # items whose evaluation is timed
 _LARGEST_SAVE = 256 << 20  # bytes of a checkpoint that is saved to see how long that takes
 
@@ -126,7 +127,7 @@ class _Rehearsal:
         assert stage.train is not None
         self.stage, self.prepared, self.spec = stage, prepared, stage.train
         self.trainer = experiment.trainer(stage, prepared, lambda row: None)
-        self.batches = iter(self.trainer.loader.steps(0, _WARM_UP + _MEASURED))
+        self.batches = iter(self.trainer.loader.steps(0, _WARM_UP + _MOST))
 
     def measure(self) -> StagePlan:
         """Takes the steps."""
@@ -134,7 +135,7 @@ class _Rehearsal:
             self._step()
         memory = self._memory()
         self._step()
-        step = statistics.median(self._timed(self._step) for _ in range(_MEASURED))
+        step = self._seconds_step()
         checkpoint = self._checkpoint_bytes()
         seconds = step * self.trainer.steps + self._evaluations() + self._saves(checkpoint)
         student, teachers = self.prepared.student, models_of(self.prepared.teacher)
@@ -151,6 +152,12 @@ class _Rehearsal:
             seconds_step=step,
             seconds=seconds,
         )
+
+    def _seconds_step(self) -> float:
+        seconds: list[float] = []
+        while len(seconds) < _MEASURED or (sum(seconds) < _LONG_ENOUGH and len(seconds) < _MOST):
+            seconds.append(self._timed(self._step))
+        return statistics.median(seconds)
 
     def _step(self) -> None:
         trainer = self.trainer

@@ -1,11 +1,13 @@
 """Running a recipe into a folder: checked as a whole before anything is written, shown and tracked while it runs."""
 
 import copy
-from collections.abc import Collection, Mapping
+import sys
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from limbeck.core import catalogue
 from limbeck.core.errors import RecipeError, UsageError, did_you_mean
 from limbeck.core.recipe import check_recipe, load_recipe, shipped_recipes
 from limbeck.core.specs import Recipe, StageSpec
@@ -68,11 +70,27 @@ def resolve(recipe: RecipeLike, overrides: Mapping[str, Any] | None = None) -> R
     if isinstance(recipe, Mapping):
         if overrides:
             raise UsageError("overrides go with a recipe's name or file", "change the recipe itself")
-        resolved = check_recipe(copy.deepcopy(dict(recipe)))
+        tree = dict(recipe)
+        resolved = _knowing_own_methods(lambda: check_recipe(copy.deepcopy(tree)))
     else:
-        resolved = load_recipe(_recipe_file(recipe), overrides)
+        name = _recipe_file(recipe)
+        resolved = _knowing_own_methods(lambda: load_recipe(name, overrides))
     check_trackers(resolved.track)
     return resolved
+
+
+def _knowing_own_methods(check: Callable[[], Recipe]) -> Recipe:
+    """Runs a check, with methods that the caller's own code registered, which no generated catalogue holds."""
+    try:
+        return check()
+    except RecipeError as error:
+        if not error.key.endswith(".method") or "limbeck.core.registry" not in sys.modules:
+            raise
+        own = {slug: entry for slug, entry in catalogue.build().items() if slug not in catalogue.read()}
+        if not own:
+            raise
+        catalogue.read().update(own)
+        return check()
 
 
 def default_folder(recipe: RecipeLike) -> Path:

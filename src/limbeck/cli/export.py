@@ -5,7 +5,7 @@ from pathlib import Path
 from limbeck.finished import Format
 
 
-def export(run: Path, /, *, to: Format, out: Path) -> None:
+def export(run: Path, /, *, to: Format, out: Path, merge: bool = False) -> None:
     """Write a run's student, alone, for use without limbeck.
 
     Parameters
@@ -13,11 +13,14 @@ def export(run: Path, /, *, to: Format, out: Path) -> None:
     run
         Folder of a finished run, or of an exported model.
     to
-        Format: timm and transformers for students of these libraries, onnx for any, limbeck for shipped networks.
+        Format: timm and transformers for students of these libraries, peft for adapters, onnx for any, limbeck for
+        shipped networks.
     out
         Folder to write; it must not exist yet, or be empty.
+    merge
+        Add the student's adapter into its base model's weights first.
     """
     from limbeck.finished import export as write
 
-    for path in write(run, to, out):
+    for path in write(run, to, out, merge=merge):
         print(path)

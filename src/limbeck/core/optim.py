@@ -77,8 +77,9 @@ def restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, tenso
         if name not in parameters:
             raise DamagedFileError(name, "the checkpoint belongs to another model: it has no such parameter")
         parameter = parameters[name]
-        if value.ndim and value.shape != parameter.shape:  # the fused kernels would read beyond the end
-            raise DamagedFileError(key, f"shape {tuple(value.shape)} in the checkpoint, {tuple(parameter.shape)} here")
+        shape, dtype = (torch.Size(), torch.float32) if entry == "step" else (parameter.shape, parameter.dtype)
+        if (value.shape, value.dtype) != (shape, dtype):  # the fused kernels would read beyond the end
+            raise DamagedFileError(key, f"{tuple(value.shape)}, {value.dtype} in place of {tuple(shape)}, {dtype}")
         optimizer.state[parameter][entry] = sharded_like(value, parameter) if value.ndim else value.to(parameter.device)
 
 

@@ -12,7 +12,7 @@ from limbeck.core.method import DataInfo
 from limbeck.core.specs import ModelSpec
 from limbeck.models.names import check_model, parse_model_name
 from limbeck.models.normalisation import Normalisation, normalisation_of, set_normalisation
-from limbeck.models.saved import load_model
+from limbeck.models.saved import ecosystem, load_model
 from limbeck.models.seeding import seeded
 from limbeck.models.shipped import build_shipped
 
@@ -45,23 +45,45 @@ def build_model(
         DamagedFileError: a stored model cannot be read.
     """
     check_model(spec, key)
-    kind, value = parse_model_name(spec.name)
-    if kind == "stage":
-        return _of_stage(value, stages or {})
-    if kind in ("run", "folder"):
-        _refuse_arguments(spec, key)
-        return load_model(student_folder(Path(value).expanduser()))
-    with seeded(seed if spec.seed is None else spec.seed, "model"):
-        model = _build(kind, value, dict(spec.arguments), data, key)
+    model = _base(spec, data, seed, stages or {}, key)
     if normalisation is not None and normalisation_of(model) is None:
         set_normalisation(model, *normalisation)
-    return model
+    if spec.adapter is None:
+        return model
+    from limbeck.models.adapters.peft import add_adapter
+
+    own_seed = seed if spec.seed is None else spec.seed
+    return add_adapter(model, spec.adapter, own_seed, origin=_origin(spec, model), key=key)
 
 
 def student_folder(folder: Path) -> Path:
     """Where a run folder keeps its student: `student` within it; the folder itself if that is an exported model."""
     student = folder / "student"
     return student if student.is_dir() else folder
+
+
+def _base(spec: ModelSpec, data: DataInfo, seed: int, stages: Mapping[str, nn.Module], key: str) -> nn.Module:
+    """The model without the spec's adapter."""
+    kind, value = parse_model_name(spec.name)
+    if kind == "stage":
+        return _of_stage(value, stages)
+    if kind in ("run", "folder"):
+        _refuse_arguments(spec, key)
+        return load_model(student_folder(Path(value).expanduser()))
+    with seeded(seed if spec.seed is None else spec.seed, "model"):
+        return _build(kind, value, dict(spec.arguments), data, key)
+
+
+def _origin(spec: ModelSpec, model: nn.Module) -> str | None:
+    """The folder or hub id that holds this very model; None where it is nowhere but in memory."""
+    kind, value = parse_model_name(spec.name)
+    if kind in ("run", "folder"):
+        return str(student_folder(Path(value).expanduser()).resolve())
+    stored = getattr(getattr(model, "config", None), "_name_or_path", "")
+    if kind != "hf" or spec.arguments or not stored:
+        return None
+    folder = Path(value).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else value
 
 
 def _build(kind: str, value: str, arguments: dict[str, Any], data: DataInfo, key: str) -> nn.Module:
@@ -83,7 +105,9 @@ def _build(kind: str, value: str, arguments: dict[str, Any], data: DataInfo, key
 def _of_stage(name: str, stages: Mapping[str, nn.Module]) -> nn.Module:
     if name not in stages:
         raise UnknownNameError("stage", name, stages)
-    return copy.deepcopy(stages[name]).requires_grad_(True)
+    copied = copy.deepcopy(stages[name])
+    # Of a model with an adapter the adapter alone is trained, as it was in the stage.
+    return copied if ecosystem(copied) == "peft" else copied.requires_grad_(True)
 
 
 def _refuse_arguments(spec: ModelSpec, key: str) -> None:

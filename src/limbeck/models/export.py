@@ -14,7 +14,7 @@ from limbeck.models.modes import evaluating
 from limbeck.models.normalisation import normalisation_of
 from limbeck.models.saved import ecosystem, save_model
 
-Format = Literal["transformers", "timm", "onnx", "limbeck"]
+Format = Literal["transformers", "timm", "peft", "onnx", "limbeck"]
 
 
 def export_formats(model: nn.Module) -> list[str]:
@@ -22,15 +22,18 @@ def export_formats(model: nn.Module) -> list[str]:
     return [ecosystem(model), "onnx"]
 
 
-def export_model(model: nn.Module, folder: Path, to: Format, example: Batch | None = None) -> list[Path]:
+def export_model(
+    model: nn.Module, folder: Path, to: Format, example: Batch | None = None, merge: bool = False
+) -> list[Path]:
     """Writes a student, alone and without limbeck's own files, into a folder; the folder is created if missing.
 
     Args:
         model: the student.
         folder: where to write.
-        to: "transformers" or "timm" (weights and configuration as that library loads them), "limbeck" (shipped
-            networks and own classes), or "onnx" (`model.onnx`, any number of items at a time).
+        to: "transformers" or "timm" (weights and configuration as that library loads them), "peft" (an adapter),
+            "limbeck" (shipped networks and own classes), or "onnx" (`model.onnx`, any number of items at a time).
         example: a batch of at least one item, for "onnx".
+        merge: add the student's adapter into its base model's weights first; the result is an ordinary model.
 
     Returns:
         The files in the folder.
@@ -39,10 +42,15 @@ def export_model(model: nn.Module, folder: Path, to: Format, example: Batch | No
         IncompatibleError: the model cannot be exported to this format; the message says which it can.
         MissingExtraError: a package that the format needs is not installed.
     """
+    if merge:
+        from limbeck.models.adapters.peft import merged
+
+        model = merged(model)
     allowed = export_formats(model)
     if to not in allowed:
         raise IncompatibleError(
-            f"a {type(model).__name__} cannot be exported to {to}", f"it can be exported to: {', '.join(allowed)}"
+            f"a {type(model).__name__} cannot be exported to {to}",
+            f"it can be exported to: {', '.join(allowed)}" + ("; or merge its adapter" if "peft" in allowed else ""),
         )
     folder.mkdir(parents=True, exist_ok=True)
     if to == "onnx":

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from limbeck.core.durable import write_json
+from limbeck.core.durable import MANIFEST, verify_folder, write_json
 from limbeck.core.errors import DamagedFileError, IncompatibleError, UsageError
 from limbeck.models.files import check_folder, read_config, read_weights, write_weights
 from limbeck.models.normalisation import normalisation_of, set_normalisation
@@ -19,12 +19,17 @@ def save_model(model: nn.Module, folder: Path) -> None:
     """Writes a model into a folder, which is created if it is missing.
 
     Shipped networks become `config.json` and `model.safetensors`; timm models what `timm.create_model("local-dir:…")`
-    loads; transformers models what `from_pretrained` loads. Of any other model the weights and the name of its class
+    loads; transformers models what `from_pretrained` loads; models with an adapter what `PeftModel.from_pretrained`
+    loads. Of any other model the weights and the name of its class
     are kept: it is loaded into an object of that class.
     """
     folder.mkdir(parents=True, exist_ok=True)
     kind = ecosystem(model)
-    if kind == "timm":
+    if kind == "peft":
+        from limbeck.models.adapters.peft import save_adapter
+
+        save_adapter(model, folder)
+    elif kind == "timm":
         from limbeck.models.adapters.timm import save_timm
 
         save_timm(model, folder)
@@ -41,8 +46,9 @@ def load_model(folder: Path, model: nn.Module | None = None) -> nn.Module:
     """Loads what `save_model` wrote, or a folder that timm or transformers wrote, on the CPU.
 
     Args:
-        folder: holds `config.json` and `model.safetensors`.
-        model: what to load the weights into; needed for models of no known ecosystem, ignored by none.
+        folder: holds `config.json` and `model.safetensors`, or an adapter of peft.
+        model: what to load the weights into; needed for models of no known ecosystem, ignored by none. To an adapter
+            it is the base model.
 
     Raises:
         UsageError: no such folder, a pickle instead of safetensors, or a link that leaves the folder.
@@ -50,6 +56,12 @@ def load_model(folder: Path, model: nn.Module | None = None) -> nn.Module:
         DamagedFileError: a file is missing, truncated or not what its name says.
     """
     check_folder(folder)
+    if (folder / MANIFEST).is_file():
+        verify_folder(folder)
+    if (folder / "adapter_config.json").is_file():
+        from limbeck.models.adapters.peft import load_adapter
+
+        return load_adapter(folder, model)
     config = read_config(folder)
     if model is not None:
         return load_weights(model, folder)
@@ -86,8 +98,10 @@ def load_weights(model: nn.Module, folder: Path) -> nn.Module:
 
 
 def ecosystem(model: nn.Module) -> str:
-    """Whose model this is: "timm", "transformers", or "limbeck" for shipped networks and everything else."""
+    """Whose model this is: "peft" (with an adapter), "timm", "transformers", or "limbeck" for everything else."""
     origin = {base.__module__.partition(".")[0] for base in type(model).__mro__}
+    if "peft" in origin:
+        return "peft"
     if "timm" in origin or hasattr(model, "pretrained_cfg"):
         return "timm"
     if "transformers" in origin:

@@ -93,6 +93,24 @@ def load_transformers(folder: Path) -> nn.Module:
     return model
 
 
+def load_as(origin: str, name: str) -> nn.Module:
+    """Loads a folder or hub model as a class of transformers, an automatic one or a model's own.
+
+    Raises:
+        UsageError: no such class, folder or hub model.
+    """
+    import transformers
+
+    automatic = getattr(transformers, name, None) if name.startswith("AutoModelFor") else None
+    model_class = automatic or _named_class(name)
+    if model_class is None:
+        raise UsageError(f"transformers has no model class '{name}'")
+    if Path(origin).is_dir():
+        check_folder(Path(origin))
+    model, _ = _load(model_class, origin, config=_read_config(origin))
+    return model
+
+
 def _read_config(origin: str) -> Any:
     from transformers import AutoConfig
 
