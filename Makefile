@@ -21,7 +21,7 @@ demo: $(CORE)  ## distil on real data, print a table, write report.html (about t
 	$(BIN)/limbeck demo $(ARGS)
 
 test: $(ALL)  ## run the tests; PYTEST_WORKERS=0 in one process, ARGS for pytest's own options
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal $(ARGS)
 
 setup: $(ALL)  ## make .venv with every extra and tool
 

@@ -23,7 +23,7 @@ FAMILIES = {
 }
 _MODELS: dict[str, tuple[Any, str]] = {
     "classification": ({"name": "convnet", "arguments": {"width": 8}}, "stage:teacher"),
-    "language-modelling": ("hf:path/to/student", "hf:path/to/teacher"),
+    "language-modelling": ("hf:organisation/student", "hf:organisation/teacher"),
 }
 
 

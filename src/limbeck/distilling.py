@@ -161,6 +161,7 @@ def _split(data: Any, validation: Any, recipe: Recipe) -> "DataSplit | None":
     """Data given as objects, in two parts; None where the recipe names them."""
     from limbeck.data.open import DataSplit
     from limbeck.data.split import stratified_split
+    from limbeck.modality import normalisation_of_data, normalise
 
     if isinstance(data, DataSplit):
         return data
@@ -171,7 +172,7 @@ def _split(data: Any, validation: Any, recipe: Recipe) -> "DataSplit | None":
     train = _source(data, "data")
     if validation is not None:
         held = _source(validation, "validation", classes=train.classes)
-        held.set_normalisation(*train.normalisation)
+        normalise(held, normalisation_of_data(train))
         return DataSplit(train, held)
     kept, rows = stratified_split(train.labels, recipe.data.validation, recipe.seed)
     return DataSplit(train.select(kept), train.select(rows))

@@ -22,15 +22,17 @@ from limbeck.core.randomness import reseed
 from limbeck.core.registry import method_class
 from limbeck.core.run import Run
 from limbeck.core.specs import Recipe, StageSpec
-from limbeck.core.teacher import Ensemble, LiveTeacher, Renormalise, Teacher
+from limbeck.core.teacher import Ensemble, LiveTeacher, Teacher
 from limbeck.core.trainer import Trainer
 from limbeck.data.loader import Loader
 from limbeck.data.open import DataSplit, open_data
-from limbeck.metrics.classification import evaluate
+from limbeck.metrics.tasks import evaluate_for
+from limbeck.modality import adaptation, check_task, normalisation_of_data, normalise, note_inputs
 from limbeck.models.build import build_model
 from limbeck.models.describe import count_flops, count_parameters, latency
-from limbeck.models.normalisation import normalisation_of, set_normalisation
+from limbeck.models.normalisation import normalisation_of
 from limbeck.models.saved import load_model, save_model
+from limbeck.models.structure import share_frozen
 
 Row = dict[str, Any]
 
@@ -69,7 +71,7 @@ class Experiment:
             try:
                 self._set_status("running")
                 for stage in self.recipe.stages:
-                    interrupt.pause(f"stage '{stage.name}' has not begun")
+                    self._pause(f"stage '{stage.name}' has not begun")
                     self.results[stage.name] = self._finished(stage) or self._run_stage(stage)
                 self._save(self.results[self.recipe.stages[-1].name], self.run.student)
                 self._set_status("done")
@@ -86,12 +88,14 @@ class Experiment:
         """A stage's data, models and method, ready to train; earlier stages' results must be there."""
         data = self._data()
         info = data.train.info()
+        check_task(method_class(stage.method).card, info, stage.name)
         student = self.objects.get(f"{stage.name}.student") or self._model(stage, "student", 0, info)
         # Images are normalised for the student; teachers that want another normalisation convert from it.
         wanted = self.normalisation if self.recipe.data.mean else normalisation_of(student) or self.normalisation
         for source in (data.train, data.validation):
-            source.set_normalisation(*wanted)
+            normalise(source, wanted)
         teacher = self._teacher(stage, data, info)
+        self._share_backbone(stage, student, teacher)
         reseed(self.recipe.seed, "method", stage.method)
         kind = method_class(stage.method)
         method = kind(self.options[stage.name], student=student, teacher=teacher, data=data.train.info())
@@ -120,14 +124,16 @@ class Experiment:
             seed=self.recipe.seed,
             checkpoints=self.run.checkpoints(stage.name, spec.keep_checkpoints),
             record=record,
-            evaluate=lambda model: evaluate(model, prepared.data.validation, pause=interrupt.pause),
+            evaluate=lambda model: evaluate_for(prepared.method.card.task)(
+                model, prepared.data.validation, pause=self._pause_alone
+            ),
             world=self.world,
         )
 
     def _data(self) -> DataSplit:
         if not hasattr(self, "normalisation"):
             self.data = self.data or open_data(self.recipe.data)
-            self.normalisation = self.data.train.normalisation
+            self.normalisation = normalisation_of_data(self.data.train)
         assert self.data is not None
         return self.data
 
@@ -141,11 +147,11 @@ class Experiment:
             trainer = self.trainer(stage, prepared, lambda row: self._record(stage.name, steps, row))
             result = trainer.fit()
             seconds = dict(trainer.seconds)
-        interrupt.pause("training is done; its result is not measured yet")
+        self._pause("training is done; its result is not measured yet")
         figures = self._measure(result, prepared)
         figures["seconds"] = sum(seconds.values()) or time.perf_counter() - begun
         figures["phases"] = seconds
-        set_normalisation(result, *prepared.data.train.normalisation)
+        note_inputs(result, prepared.data.train)
         self._save(result, self.run.stage_result(stage.name))
         if self.world.main:
             self.run.add_result(stage.name, figures)
@@ -167,7 +173,10 @@ class Experiment:
 
     def _measure(self, result: nn.Module, prepared: "Prepared") -> Row:
         example = prepared.info.example.to(self.world.device)
-        figures: Row = dict(evaluate(result, prepared.data.validation, teacher=prepared.teacher, pause=interrupt.pause))
+        measure = evaluate_for(prepared.method.card.task)
+        figures: Row = dict(
+            measure(result, prepared.data.validation, teacher=prepared.teacher, pause=self._pause_alone)
+        )
         figures["parameters"] = count_parameters(result)
         figures["flops"] = count_flops(result, example.select(slice(0, 1)))
         figures["latency"] = latency(result, example.select(slice(0, 1)))
@@ -178,10 +187,18 @@ class Experiment:
         given = given if isinstance(given, list) else [given]
         models = (self._model(stage, "teacher", n, info) if one is None else one for n, one in enumerate(given))
         # What is no module is a teacher of the caller's own making, and taken as it is.
-        teachers = [LiveTeacher(m, _adaptation(m, data)) if isinstance(m, nn.Module) else m for m in models]
+        teachers = [LiveTeacher(m, adaptation(m, data.train)) if isinstance(m, nn.Module) else m for m in models]
         if len(teachers) > 1:
             return Ensemble(teachers)
         return teachers[0] if teachers else None
+
+    def _share_backbone(self, stage: StageSpec, student: nn.Module, teacher: Teacher | None) -> None:
+        """Holds what teacher and student have in common once: frozen weights under adapters, of the recipe's models."""
+        if self.world.sharded or {f"{stage.name}.student", f"{stage.name}.teacher"} & self.objects.keys():
+            return
+        for one in teacher.teachers if isinstance(teacher, Ensemble) else [teacher]:
+            if isinstance(one, LiveTeacher):
+                share_frozen(student, one.model)
 
     def _model(self, stage: StageSpec, part: str, index: int, info: DataInfo) -> nn.Module:
         spec = stage.student if part == "student" else stage.teacher[index]
@@ -209,6 +226,16 @@ class Experiment:
     def _record(self, stage: str, steps: int, row: Row) -> None:
         self.run.record(stage, row)
         self.watch(stage, steps, row)
+
+    def _pause(self, message: str) -> None:
+        """A safe point that all processes reach: a signal to any of them stops them all."""
+        if self.world.any(interrupt.requested()):
+            raise interrupt.interruption(message)
+
+    def _pause_alone(self) -> None:
+        """A safe point that each process reaches in its own time: there one must not stop and let the others wait."""
+        if self.world.size == 1:
+            interrupt.pause("nothing after the last step is lost")
 
     def _set_status(self, status: str, **more: Any) -> None:
         if self.world.main:
@@ -264,11 +291,3 @@ def run_recipe(
     for stage in recipe.stages:
         parse_options(stage)
     return Experiment(recipe, Run.create(folder, recipe, resume), watch=watch).execute()
-
-
-def _adaptation(model: nn.Module, data: DataSplit) -> Renormalise | None:
-    """What turns images normalised for the student into the teacher's: nothing when both want the same."""
-    wanted, given = normalisation_of(model), data.train.normalisation
-    if wanted is None or (list(wanted[0]), list(wanted[1])) == (list(given[0]), list(given[1])):
-        return None
-    return Renormalise(given, wanted)

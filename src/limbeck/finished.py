@@ -47,6 +47,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measures the result of a stage: accuracy with its 95 % interval, calibration, agreement with the teacher.
 
+    Language models: perplexity with its interval, agreement, acceptance rate, and speculative decoding as it is
+    measured with the teacher as target.
+
     Args:
         run: a run or its folder.
         stage: which stage's result; the last one's if absent.
@@ -57,9 +60,10 @@ def evaluate(
     Raises:
         UsageError: no such run or stage, or it is not finished.
     """
+    from limbeck.core.registry import method_class
     from limbeck.core.run import Run
     from limbeck.experiment import Experiment
-    from limbeck.metrics.classification import evaluate as measure
+    from limbeck.metrics.tasks import evaluate_for
     from limbeck.models.saved import load_model
 
     opened = Run.open(_folder(run))
@@ -78,7 +82,13 @@ def evaluate(
         experiment.results = {name: load_model(opened.stage_result(name)) for name in earlier}
         prepared = experiment.prepare(recipe.stages[names.index(wanted)])
         data, teacher = data or prepared.data.validation, teacher or prepared.teacher
-    return measure(result, data, teacher=teacher)
+    task = method_class(recipe.stages[names.index(wanted)].method).card.task
+    figures = evaluate_for(task)(result, data, teacher=teacher)
+    if task == "language-modelling" and teacher is not None:
+        from limbeck.metrics.decoding import evaluate_decoding
+
+        figures |= evaluate_decoding(result, data, teacher)
+    return figures
 
 
 def export(

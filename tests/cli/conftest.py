@@ -77,6 +77,4 @@ def write(path: Path, recipe: Any) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file and folder below a folder, with the files' bytes."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}

@@ -121,7 +121,7 @@ FILES = {
     "unclosed": ("data: {name: digits\nstages: [", "line"),
     "binary": (bytes(range(256)), "plain YAML"),
     "too large": ("# " + "x" * (1 << 20), "1 MiB"),
-    "no recipe's keys": ("name: limbeck\nversion: 1\n", "name"),
+    "no recipe's keys": ("name: limbeck\nversion: 1\n", "stages: this key is required"),
 }
 
 WORDS = {
@@ -132,7 +132,7 @@ WORDS = {
     "misspelt key": (["digits-kd", "--distilled.train.step", "3"], ("distilled.train.step", "'steps'")),
     "no value": (["digits-kd", "--distilled.train.steps"], ("distilled.train.steps", "value is missing")),
     "whole stage": (["digits-kd", "--distilled", "3"], ("distilled", "as a whole")),
-    "value without keys": (["digits-kd", "--distilled.method.name.x", "3"], ("distilled.method.name.x",)),
+    "value without keys": (["digits-kd", "--distilled.method.name.x", "3"], ("distilled.method",)),
     "twice": (["digits-kd", "--seed", "1", "--seed", "2"], ("seed", "twice")),
     "word too many": (["digits-kd", "cifar-kd"], ("'cifar-kd'", "--stage.key")),
     "misspelt option": (["digits-kd", "--reusme"], ("--reusme", "--resume")),

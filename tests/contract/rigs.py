@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -135,6 +135,15 @@ class TwiceTokenised(TextSource):
 class LanguageModelling(Rig):
     """Prompts with completions of uneven length, and models of another architecture than their teachers."""
 
+    # The end token pads too, and predictions are far from uniform.
+    tokens: ClassVar = {
+        "vocab_size": 50,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 1,
+        "initializer_range": 0.3,
+    }
+
     def __init__(self) -> None:
         draws = torch.Generator().manual_seed(0)
 
@@ -150,26 +159,16 @@ class LanguageModelling(Rig):
     def student(self, per_item: bool) -> nn.Module:
         from transformers import GPT2Config, GPT2LMHeadModel
 
-        dropout = 0.0 if per_item else 0.1
-        return GPT2LMHeadModel(
-            GPT2Config(
-                **{"vocab_size": 50, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32},
-                **{"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout},
-                **{"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "initializer_range": 0.3},
-            )
-        )
+        shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
+        dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0 if per_item else 0.1)
+        return GPT2LMHeadModel(GPT2Config(**self.tokens, **shape, **dropout))
 
     def teacher(self) -> nn.Module:
         from transformers import LlamaConfig, LlamaForCausalLM
 
-        return LlamaForCausalLM(
-            LlamaConfig(
-                **{"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2},
-                **{"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 32},
-                **{"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "initializer_range": 0.3},
-                attention_dropout=0.1,
-            )
-        )
+        shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "max_position_embeddings": 32}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "attention_dropout": 0.1}
+        return LlamaForCausalLM(LlamaConfig(**self.tokens, **shape, **heads))
 
     def outputs(self, model: nn.Module) -> Tensor:
         with torch.no_grad():

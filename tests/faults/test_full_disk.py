@@ -155,9 +155,13 @@ def test_rows_of_metrics_need_room_too(small_disk):
     made = Run(small_disk)
     made.record("distil", {"step": 1})
     ballast = occupy(small_disk, 0)
-    with pytest.raises(DiskFullError, match="metrics"):
+
+    def record() -> None:
         for step in range(2, 2000):
             made.record("distil", {"step": step, "note": "x" * 100})
+
+    with pytest.raises(DiskFullError, match="metrics"):
+        record()
     ballast.unlink()
     with Run(small_disk).writing():
         rows = Run(small_disk).metrics()

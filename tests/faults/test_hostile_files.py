@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import signal
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def test_a_pickle_named_safetensors_in_a_checkpoint_does_not_run(kind, canary, t
     checkpoints = Checkpoints(tmp_path / "stage")
     step = checkpoints.save(Checkpoint(1, {"method": {"w": torch.ones(2)}}, {}))
     reseal(step, method__safetensors=content)
-    with tally("hostile files refused"), pytest.raises(DamagedFileError, match="method.safetensors"):
+    with tally("hostile files refused"), pytest.raises(DamagedFileError, match=r"method\.safetensors"):
         Checkpoints(tmp_path / "stage").load()
 
 
@@ -159,8 +160,7 @@ def recipes(canary: Path) -> dict[str, str | bytes]:
         "a module": "seed: !!python/module:os",
         "a tag of its own": "!evil {}",
         "aliases that multiply": aliases(),
-        "aliases that multiply in options": "stages:\n- options:\n"
-        + "\n".join(f"    {x}" for x in aliases().split("\n")),
+        "aliases that multiply in options": "stages:\n- options:\n" + textwrap.indent(aliases(), "    "),
         "an alias to itself": "stages: &a [*a]",
         "a mapping within itself": "stages: &a {b: *a}",
         "deep nesting": "[" * 50_000,

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,13 @@ def state_of(trainer: Trainer) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in state.items()}
 
 
+def failure_after(trainer: Trainer, warning: str) -> NonFiniteError:
+    """The error that training ends in, once it has warned."""
+    with pytest.warns(UserWarning, match=warning), pytest.raises(NonFiniteError) as caught:
+        trainer.fit()
+    return caught.value
+
+
 def without_buffers(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """What the optimizer changes; the forward pass itself has moved the batch norm's statistics."""
     return {name: value for name, value in state.items() if "norm.running" not in name and "num_batches" not in name}
@@ -175,7 +183,7 @@ def test_skip_leaves_no_trace_of_the_update(kind, optimizer, accumulate, tally):
     with tally("non-finite values stopped"), pytest.warns(UserWarning, match=f"step {SICK_POSITION}.*skipped"):
         trainer.fit()
     assert len(states) == STEPS
-    changed = [not same(one, other) for one, other in zip(states, states[1:], strict=False)]
+    changed = [not same(one, other) for one, other in pairwise(states)]
     assert changed == [step != SICK_POSITION for step in range(STEPS - 1)]
     assert all(value.isfinite().all() for value in state_of(trainer).values())
 
@@ -183,10 +191,8 @@ def test_skip_leaves_no_trace_of_the_update(kind, optimizer, accumulate, tally):
 def test_skips_in_a_row_are_bounded(tally):
     trainer = fragile(lambda loss, method, batch: loss * float("nan"), non_finite="skip", max_non_finite=3)
     before = state_of(trainer)
-    with tally("non-finite values stopped"), pytest.warns(UserWarning, match="skipped"):
-        with pytest.raises(NonFiniteError) as caught:
-            trainer.fit()
-        assert caught.value.step == 3
+    with tally("non-finite values stopped"):
+        assert failure_after(trainer, "skipped").step == 3
         assert same(without_buffers(before), without_buffers(state_of(trainer)))
 
 
@@ -206,10 +212,9 @@ def test_skips_are_counted_by_player(tally):
             yield Update("critic", self.critic(self.student(batch["image"])).mean() * float("nan"), batch.size)
 
     trainer = build(Duel, steps=STEPS, non_finite="skip", max_non_finite=3)
-    with tally("non-finite values stopped"), pytest.warns(UserWarning, match="'critic'.*skipped"):
-        with pytest.raises(NonFiniteError) as caught:
-            trainer.fit()
-        assert (caught.value.step, caught.value.player) == (3, "critic")
+    with tally("non-finite values stopped"):
+        failure = failure_after(trainer, "'critic'.*skipped")
+        assert (failure.step, failure.player) == (3, "critic")
 
 
 class Told(World):
@@ -299,9 +304,8 @@ def test_rewinds_are_bounded_and_end_in_the_error(folder, tally):
         checkpoints=Checkpoints(folder),
     )
     before = state_of(trainer)
-    with tally("non-finite values stopped"), pytest.warns(UserWarning, match="went back"):
-        with pytest.raises(NonFiniteError):
-            trainer.fit()
+    with tally("non-finite values stopped"):
+        failure_after(trainer, "went back")
         assert trainer.guard.rewinds == 3
         assert same(without_buffers(before), without_buffers(state_of(trainer)))
 

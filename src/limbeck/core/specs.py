@@ -157,6 +157,34 @@ class TrainSpec(OptionsBase):
         return max(1, round(self.epochs * items / self.batch_size))
 
 
+class CacheSpec(OptionsBase):
+    """Teachers' outputs stored on disk by `limbeck cache` and read in place of running the teachers."""
+
+    folder: str = Field(description="folder of the cache")
+    kind: Literal["dense", "top-k", "hidden", "features"] = Field(
+        "dense",
+        description="what is stored: logits; the k most probable tokens with the mass of the tail; hidden states at the "
+        "tokens that count, with the head once; outputs of named layers, with the logits",
+    )
+    k: int = Field(50, ge=1, le=4096, description="tokens or classes an entry, for top-k")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of what is stored, but for top-k")
+    layers: Annotated[list[str], BeforeValidator(_listed)] = Field(
+        default_factory=list, description="module paths or globs in the teacher, for features"
+    )
+    epochs: int | None = Field(
+        None, ge=1, description="epochs whose augmented items are stored; as many as training takes if absent"
+    )
+    check_teacher: bool = Field(
+        True, description="build the teacher once to compare its hash; off: the cache's word is taken for it"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "CacheSpec":
+        if (self.kind == "features") != bool(self.layers):
+            raise ValueError("layers go with kind features, which needs them")
+        return self
+
+
 Named = Annotated[ModelSpec, BeforeValidator(_named)]
 
 
@@ -170,6 +198,7 @@ class StageSpec(OptionsBase):
     teacher: Annotated[list[Named], BeforeValidator(_listed)] = Field(
         default_factory=list, description="what is matched; several make an ensemble"
     )
+    cache: CacheSpec | None = Field(None, description="read the teachers' outputs from a cache; see `limbeck cache`")
     train: TrainSpec | None = Field(None, description="absent for methods that do not train by gradient")
 
 

@@ -1,6 +1,6 @@
 """The loader: which batches each rank sees at each step, a pure function of (seed, step)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ class Loader:
         world: number of processes.
         accumulate: micro-batches a step in each process.
         workers: loader processes; 0 loads in the calling process.
-        augment: augment or mask items as the source does, anew in each epoch.
+        augment: augment or mask items as the source does, anew in each epoch; batches then tell the epoch as `view`.
 
     Raises:
         RecipeError: `batch_size` is not divisible by `world * accumulate`.
@@ -86,9 +86,22 @@ class Loader:
         parts, epoch = [], position // len(self.source)
         while len(indices):
             within = (epoch + 1) * len(self.source) - position  # items left of this epoch
-            parts.append(self.source.fetch(indices[:within], derive(self.seed, "augment", epoch)))
+            parts.append(fetch_view(self.source, indices[:within], self.seed, epoch))
             indices, position, epoch = indices[within:], position + within, epoch + 1
-        return parts[0] if len(parts) == 1 else _concatenate(parts)
+        return parts[0] if len(parts) == 1 else concatenate(parts)
+
+
+def fetch_view(source: Source, indices: Tensor, seed: int, epoch: int) -> Batch:
+    """The items at `indices` as an epoch of training shows them, with the epoch's number as `view` (items,) int64.
+
+    Args:
+        source: the data.
+        indices: item numbers (items,), int64.
+        seed: the loader's.
+        epoch: from 0.
+    """
+    batch = source.fetch(indices, derive(seed, "augment", epoch))
+    return batch.replace(view=torch.full_like(indices, epoch))
 
 
 class _Steps(Dataset[list[Batch]]):
@@ -105,5 +118,6 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
-def _concatenate(parts: list[Batch]) -> Batch:
+def concatenate(parts: Sequence[Batch]) -> Batch:
+    """Batches with the same fields as one."""
     return Batch({name: torch.cat([part[name] for part in parts]) for name in parts[0]})

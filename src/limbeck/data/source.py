@@ -69,6 +69,10 @@ class ImageSource(Source):
     def images(self, indices: Tensor) -> Tensor:
         """Images (items, channels, height, width) as they are stored: uint8, or float32 in [0, 1]."""
 
+    @abstractmethod
+    def select(self, rows: Tensor) -> "ImageSource":
+        """See `Source.select`."""
+
     @property
     def varied(self) -> bool:
         """Whether items are augmented."""

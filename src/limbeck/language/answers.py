@@ -58,6 +58,11 @@ def answers(logits: Tensor, batch: Batch, shift: int = 1) -> Answers:
     return Answers(rows, labels, ends)
 
 
+def has_second_text(batch: Batch, prefix: str) -> bool:
+    """Whether a batch brings along another text in fields of this prefix."""
+    return f"{prefix}input_ids" in batch
+
+
 def second_text(batch: Batch, prefix: str) -> Batch:
     """The other text that a batch brings along in fields of this prefix, as `teacher_input_ids`, without the prefix.
 
@@ -65,7 +70,7 @@ def second_text(batch: Batch, prefix: str) -> Batch:
         IncompatibleError: there is none.
     """
     fields = {name.removeprefix(prefix): batch[name] for name in batch if name.startswith(prefix)}
-    if "input_ids" not in fields:
+    if not has_second_text(batch, prefix):
         raise IncompatibleError(
             f"the data bring no second text: no '{prefix}input_ids' among {', '.join(batch)}",
             f"name its tensors {prefix}input_ids, {prefix}attention_mask and {prefix}labels",

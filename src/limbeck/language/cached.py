@@ -33,8 +33,9 @@ class CachedReader:
 
     def read(self, ids: Tensor) -> Tensor:
         """Logits (items, tokens, vocab) after each of the next tokens (items, tokens)."""
-        output = self.model(input_ids=ids, past_key_values=self._cache, use_cache=True)
         self.length += ids.shape[1]
+        everything = ids.new_ones(len(ids), self.length)
+        output = self.model(input_ids=ids, attention_mask=everything, past_key_values=self._cache, use_cache=True)
         return output.logits
 
     def take_back(self, length: int) -> None:

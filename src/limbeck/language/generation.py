@@ -93,8 +93,9 @@ def generate(
     ends = end_tokens(model, eos)
     device = next(model.parameters()).device
     ids, mask = prompts.input_ids.to(device), prompts.attention_mask.to(device)
+    write = _generator(model)
     with evaluating(model), _without_habits(model):
-        written = _generator(model)(
+        written = write(
             input_ids=ids.masked_fill(mask == 0, 0),
             attention_mask=mask,
             generation_config=_configuration(sampling, max_new_tokens, num_beams, ends),

@@ -23,18 +23,23 @@ Policy = Callable[[float, bool], Author]
 """(progress in [0, 1], whether the replay buffer is full) -> the author of this batch."""
 
 
-class WritingOptions(OptionsBase):
-    """How continuations are written."""
+class PromptOptions(OptionsBase):
+    """What is continued, and how far."""
 
     max_new_tokens: int = Field(128, ge=1, le=1 << 20, description="most tokens of a continuation")
+    prompt_tokens: int = Field(
+        16, ge=1, le=1 << 20, description="least tokens of a prompt: all of it in text that has none of its own"
+    )
+
+
+class WritingOptions(PromptOptions):
+    """How continuations are written."""
+
     sampling_temperature: float = Field(
         1.0, ge=0, le=1000, description="of the distribution that continuations are drawn from; 0 is greedy"
     )
     top_k: int | None = Field(None, ge=1, le=1 << 24, description="draw from so many of the most probable tokens")
     top_p: float | None = Field(None, gt=0, le=1, description="draw from the top tokens that reach this probability")
-    prompt_tokens: int = Field(
-        16, ge=1, le=1 << 20, description="least tokens of a prompt: all of it in text that has none of its own"
-    )
 
 
 class Mixture:
@@ -81,6 +86,7 @@ class Adaptive(nn.Module):
 
     threshold: Tensor
     reference: Tensor
+    seen: Tensor
 
     def __init__(
         self,
@@ -92,7 +98,8 @@ class Adaptive(nn.Module):
         super().__init__()
         self.schedule, self.increment, self.tolerance = schedule, increment, tolerance
         self.register_buffer("threshold", torch.tensor(threshold))
-        self.register_buffer("reference", torch.tensor(torch.inf))  # the loss that the next one is compared with
+        self.register_buffer("reference", torch.zeros(()))  # the loss that the next one is compared with
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     def forward(self, progress: float, full: bool) -> Author:
         """The author of a batch."""
@@ -104,9 +111,11 @@ class Adaptive(nn.Module):
 
     def observe(self, loss: Tensor) -> None:
         """Raises the threshold where the held-out loss (a scalar) has risen; the first one is only remembered."""
-        first, risen = self.reference.isinf(), loss >= self.reference + self.tolerance
+        first = self.seen == 0
+        risen = ~first & (loss >= self.reference + self.tolerance)
         self.threshold.copy_(torch.where(risen, (self.threshold + self.increment).clamp_max(1.0), self.threshold))
         self.reference.copy_(torch.where(first | risen, loss, self.reference))
+        self.seen += 1
 
 
 class OnPolicySampler(nn.Module):
@@ -123,7 +132,7 @@ class OnPolicySampler(nn.Module):
         buffer: texts to keep, for policies that replay; 0 keeps none.
     """
 
-    def __init__(self, policy: Policy, writing: Any, data: DataInfo, buffer: int = 0) -> None:
+    def __init__(self, policy: Policy, writing: WritingOptions, data: DataInfo, buffer: int = 0) -> None:
         super().__init__()
         self.policy, self.writing, self.data = policy, writing, data
         length = data.example["input_ids"].shape[1] + writing.max_new_tokens
@@ -134,13 +143,12 @@ class OnPolicySampler(nn.Module):
         author = self.policy(progress, self.buffer is not None and self.buffer.full)
         if author == "data":
             return batch
-        if author == "teacher":
-            return known_to(student, write(writer_of(teacher), batch, self.writing, self.data))
         if author == "replay":
             assert self.buffer is not None
             return self.buffer.draw(batch.size)
-        texts = write(student, batch, self.writing, self.data)
-        if self.buffer is None:
+        writer = writer_of(teacher) if author == "teacher" else student
+        texts = known_to(write(writer, batch, self.writing, self.data), student, teacher)
+        if author == "teacher" or self.buffer is None:
             return texts
         self.buffer.push(texts)
         return self.buffer.draw(batch.size) if author == "student into replay" else texts
@@ -154,7 +162,7 @@ class TeacherTexts(nn.Module):
         data: for the number of items and the end token.
     """
 
-    def __init__(self, writing: Any, data: DataInfo) -> None:
+    def __init__(self, writing: WritingOptions, data: DataInfo) -> None:
         super().__init__()
         self.writing, self.data = writing, data
         if "index" not in data.example:
@@ -166,11 +174,11 @@ class TeacherTexts(nn.Module):
         rows = self.responses.missing(batch["index"])
         if len(rows):
             texts = write(writer_of(teacher), batch.select(rows), self.writing, self.data)
-            self.responses.store(batch["index"][rows], known_to(student, texts))
+            self.responses.store(batch["index"][rows], known_to(texts, student, teacher))
         return self.responses.recall(batch["index"], prompts_of(batch, self.writing.prompt_tokens))
 
 
-def write(model: nn.Module, batch: Batch, writing: Any, data: DataInfo) -> Batch:
+def write(model: nn.Module, batch: Batch, writing: WritingOptions, data: DataInfo) -> Batch:
     """What a model writes after the prompts of a batch; see `generate`."""
     texts = generate(
         model,
@@ -204,10 +212,13 @@ def writer_of(teacher: Teacher | None) -> nn.Module:
     )
 
 
-def known_to(student: nn.Module, texts: Batch) -> Batch:
-    """Texts cut before the first token that the student's vocabulary lacks: checkpoints pad theirs differently."""
-    find: Any = getattr(student, "get_input_embeddings", None)
-    if find is None or not (unknown := texts["input_ids"] >= find().num_embeddings).any():
+def known_to(texts: Batch, student: nn.Module, teacher: Teacher | None) -> Batch:
+    """Texts cut before the first token that either vocabulary lacks: checkpoints pad theirs to different lengths."""
+    readers = [student, *([teacher.model] if isinstance(teacher, LiveTeacher) else [])]
+    found: list[Any] = [getattr(model, "get_input_embeddings", lambda: None)() for model in readers]
+    sizes = [embeddings.num_embeddings for embeddings in found if hasattr(embeddings, "num_embeddings")]
+    unknown = texts["input_ids"] >= min(sizes, default=1 << 62)
+    if not unknown.any():
         return texts
     ends = texts["prompt_length"] + texts["response_length"]
     ends = torch.where(unknown.any(1), unknown.int().argmax(1).minimum(ends), ends)

@@ -106,7 +106,7 @@ def plain_decode(
     eos: int | Collection[int] | None = None,
 ) -> Decoded:
     """The same without a draft, one token a call: what speculative decoding is compared with; arguments as there."""
-    ends, written = set(end_tokens(target, eos)), []
+    ends, written = set(end_tokens(target, eos)), list[int]()
     with evaluating(target):
         begun, reader, ids = time.perf_counter(), CachedReader(target), _checked(prompt, target)
         while len(written) < max_new_tokens and not (written and written[-1] in ends):

@@ -30,12 +30,12 @@ def share_frozen(model: nn.Module, other: nn.Module) -> int:
         How many bytes became free.
     """
     known: dict[tuple[object, ...], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            known.setdefault(_signature(parameter), []).append(parameter)
-    freed, seen = 0, set()
+    for frozen in model.parameters():
+        if not frozen.requires_grad:
+            known.setdefault(_signature(frozen), []).append(frozen)
+    freed, seen = 0, set[int]()
     for module in other.modules():
-        for name, parameter in module._parameters.items():
+        for name, parameter in list(module._parameters.items()):
             if parameter is None or parameter.requires_grad:
                 continue
             twin = next((one for one in known.get(_signature(parameter), ()) if one.equal(parameter)), None)

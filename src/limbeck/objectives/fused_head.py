@@ -7,7 +7,7 @@ scales. Logits of masked tokens are never computed.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,6 +25,15 @@ _CHUNK_ELEMENTS_DEVICE = 2**25
 
 # Divergence and cross-entropy of the chosen rows, each summed, from their logits and their positions.
 RowLosses = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@runtime_checkable
+class RowMeasure(Protocol):
+    """What a few tokens' logits are compared with: a teacher, or whatever else knows something of each token."""
+
+    def compare(self, divergence: Callable[..., Tensor], logits: Tensor, rows: Tensor, temperature: float) -> Tensor:
+        """One value a token (chosen,) for logits (chosen, vocab) of the tokens numbered ``rows`` (chosen,)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ class HeadLosses(NamedTuple):
 def fused_head_losses(
     hidden: Float[Tensor, "*items width"],
     weight: Float[Tensor, "vocab width"],
-    teacher: HiddenTeacher | DenseTeacher | TopKTeacher,
+    teacher: RowMeasure,
     divergence: LogitDivergence | TopKDivergence | Callable[..., Tensor],
     *,
     bias: Float[Tensor, "vocab"] | None = None,
@@ -100,7 +109,8 @@ def fused_head_losses(
     Args:
         hidden: the student's last hidden states, already shifted against the labels.
         weight: the student's head; under FSDP, gathered.
-        teacher: what is known of the teacher at the same tokens; no gradient reaches it.
+        teacher: what is known of the teacher at the same tokens (``HiddenTeacher``, ``DenseTeacher``,
+            ``TopKTeacher``); no gradient reaches it.
         divergence: from ``divergence(...)``, or ``topk_divergence(...)`` for a ``TopKTeacher``.
         bias: the student's head bias.
         mask: True where a token counts; by default where ``labels`` is not -100, or everywhere.
@@ -141,7 +151,7 @@ def fused_head_losses(
 def fused_head_divergence(
     hidden: Float[Tensor, "*items width"],
     weight: Float[Tensor, "vocab width"],
-    teacher: HiddenTeacher | DenseTeacher | TopKTeacher,
+    teacher: RowMeasure,
     divergence: LogitDivergence | TopKDivergence | Callable[..., Tensor],
     **options: Any,
 ) -> Float[Tensor, ""]:

@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-from tests.oracles.oracle import load
 from torch import nn
 
 from limbeck.core.batch import Batch
@@ -14,6 +13,7 @@ from limbeck.core.trainer import Trainer
 from limbeck.methods.language.taid import TAID
 from limbeck.objectives.divergences import divergence
 from tests.methods.language.rig import Headless, both, build, check_gradients, gpt2, llama, trainer, update_of
+from tests.oracles.oracle import load
 
 CASE = load("taid")[0]
 SCHEDULES = {
@@ -114,7 +114,9 @@ def test_the_clock_moves_by_the_interpolated_loss_alone():
     torch.testing.assert_close(plain.loss, 0.5 * plain.logs["divergence"])
     for method, update in zip(methods, (plain, labelled), strict=True):
         method.after_update("student", {"loss": update.loss, **update.logs})
-        method.after_update("student", {"loss": update.loss, **update.logs, "divergence": update.logs["divergence"] / 2})
+        method.after_update(
+            "student", {"loss": update.loss, **update.logs, "divergence": update.logs["divergence"] / 2}
+        )
     assert torch.equal(methods[0].momentum, methods[1].momentum)
     assert methods[0].momentum == pytest.approx(0.01 * 0.5)
     check_gradients(methods[1], labelled.loss)

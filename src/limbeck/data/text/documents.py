@@ -82,7 +82,7 @@ def hold_out(documents: Sequence[Document], share: float, seed: int) -> tuple[li
     """
     if len(documents) < 2:
         raise RecipeError("data.name", "a single document cannot be split into training and validation data")
-    room, held = share * sum(document.size for document in documents), set()
+    room, held = share * sum(document.size for document in documents), set[int]()
     order = torch.randperm(len(documents), generator=generator(seed, "split")).tolist()
     for number in order:
         if documents[number].size <= room and len(held) < len(documents) - 1:

@@ -13,7 +13,7 @@ from limbeck.data.text.encoding import encode
 from limbeck.data.text.masking import Masking
 from limbeck.data.text.packing import pack, pad
 from limbeck.data.text.source import TextSource
-from limbeck.data.text.tokenizer import open_tokenizer
+from limbeck.data.text.tokenizer import open_tokenizer, padding_token
 
 
 def open_text(kind: str, path: str, spec: DataSpec, seed: int = 0) -> tuple[TextSource, TextSource]:
@@ -57,7 +57,7 @@ def masking_of(tokenizer: Any, rate: float) -> Masking:
 def _source(corpus: Corpus, tokenizer: Any, spec: DataSpec, limit: int | None = None) -> TextSource:
     encoded = encode(corpus.documents, tokenizer, spec.text.chat)
     classified = bool(corpus.class_names)
-    rows = (pack if spec.text.packing and not classified else pad)(encoded, spec.text.length)
+    rows = (pack if spec.text.packing and not classified else pad)(encoded, spec.text.length, padding_token(tokenizer))
     source = TextSource(
         rows.ids,
         rows.lengths,

@@ -19,7 +19,7 @@ class Rows(NamedTuple):
     """Token sequences, padded on the right.
 
     Attributes:
-        ids: (items, length) int32, 0 in the padding.
+        ids: (items, length) int32.
         lengths: (items,) int64, tokens before the padding.
         targets: (items, length) bool, True where a token is to be predicted; None where all before the padding are.
         kept: (items,) int64, which document each row is; None where rows hold several.
@@ -31,11 +31,11 @@ class Rows(NamedTuple):
     kept: Tensor | None
 
 
-def pack(encoded: Sequence[Encoded], length: int) -> Rows:
+def pack(encoded: Sequence[Encoded], length: int, fill: int = 0) -> Rows:
     """All documents one after the other, cut every `length` tokens; only the last row may be shorter.
 
     A document may begin in the middle of a row and sees what stands before it: attention is not cut at documents, and
-    positions run on. Tokens that are no targets stay none wherever they land.
+    positions run on. Tokens that are no targets stay none wherever they land. `fill` stands in the padding.
 
     Raises:
         IncompatibleError: hardly any tokens at all.
@@ -49,17 +49,17 @@ def pack(encoded: Sequence[Encoded], length: int) -> Rows:
         counts = numpy.array([*prompts]).reshape(-1, 2)
         pairs = numpy.stack([counts[:, 0], counts[:, 1] - counts[:, 0]], 1).ravel()
         targets = _rows(numpy.repeat(numpy.tile([False, True], len(counts)), pairs), length)
-    rows = _rows(ids, length)
+    rows = _rows(ids, length, fill)
     lengths = torch.full((len(rows),), length)
     lengths[-1] = len(ids) - (len(rows) - 1) * length
     kept = len(rows) - int(lengths[-1] < _FEWEST)
     return Rows(rows[:kept], lengths[:kept], None if targets is None else targets[:kept], None)
 
 
-def pad(encoded: Sequence[Encoded], length: int) -> Rows:
+def pad(encoded: Sequence[Encoded], length: int, fill: int = 0) -> Rows:
     """One document a row, cut after `length` tokens, all as wide as the longest.
 
-    Documents of whose targets nothing is left are dropped, with a warning.
+    Documents of whose targets nothing is left are dropped, with a warning. `fill` stands in the padding.
 
     Raises:
         IncompatibleError: no document is left.
@@ -72,7 +72,7 @@ def pad(encoded: Sequence[Encoded], length: int) -> Rows:
         warnings.warn(f"{lost} of {len(encoded)} texts are left out: no target in {length} tokens", stacklevel=2)
     lengths = torch.tensor([min(len(encoded[number].ids), length) for number in kept])
     places = torch.arange(int(lengths.max()))
-    ids = torch.zeros(len(kept), len(places), dtype=torch.int32)
+    ids = torch.full((len(kept), len(places)), fill, dtype=torch.int32)
     ids[places < lengths[:, None]] = torch.from_numpy(_joined([encoded[number].ids[:length] for number in kept]))
     prompts = torch.tensor([encoded[number].prompt for number in kept])
     targets = places >= prompts[:, None] if prompts.any() else None
@@ -88,7 +88,7 @@ def _joined(parts: Sequence[list[int]]) -> numpy.ndarray:
     return numpy.fromiter(itertools.chain.from_iterable(parts), numpy.int32, count)
 
 
-def _rows(values: numpy.ndarray, length: int) -> Tensor:
-    padded = numpy.zeros(-(-len(values) // length) * length, values.dtype)
+def _rows(values: numpy.ndarray, length: int, fill: int = 0) -> Tensor:
+    padded = numpy.full(-(-len(values) // length) * length, fill, values.dtype)
     padded[: len(values)] = values
     return torch.from_numpy(padded.reshape(-1, length))

@@ -82,6 +82,12 @@ def end_token(tokenizer: Any) -> int | None:
     return tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
 
 
+def padding_token(tokenizer: Any) -> int:
+    """The id that fills sequences up; the end token, or 0, where a tokenizer has none of its own."""
+    found = tokenizer.pad_token_id
+    return found if found is not None else end_token(tokenizer) or 0
+
+
 def _first(texts: Iterable[str], most: int) -> Iterator[str]:
     for text in texts:
         if most <= 0:

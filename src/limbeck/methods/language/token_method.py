@@ -1,6 +1,7 @@
 """Parent of the methods that match next-token distributions on given text."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from pydantic import Field
@@ -12,7 +13,8 @@ from limbeck.core.method import DataInfo, Method, Update
 from limbeck.core.options import OptionsBase
 from limbeck.core.teacher import Teacher
 from limbeck.language.predictions import Predictions, TokenReader, TokenSignal, kept_labels
-from limbeck.objectives.fused_head import HeadLosses, TopKTeacher, fused_head_losses
+from limbeck.objectives.divergences import divergence
+from limbeck.objectives.fused_head import HeadLosses, RowMeasure, TopKTeacher, fused_head_losses
 from limbeck.objectives.topk import TopKDivergence
 
 TokenDivergence = Callable[[Tensor, Tensor, float], Tensor]
@@ -24,6 +26,14 @@ class WeightOptions(OptionsBase):
 
     label_weight: float = Field(0.0, ge=0, le=1e6, description="weight of the cross-entropy with the text's tokens")
     weight: float = Field(1.0, ge=0, le=1e6, description="weight of the divergence")
+
+
+class Terms(NamedTuple):
+    """What a loss is made of: the weights of its two terms, and the temperature of the divergence."""
+
+    weight: float = 1.0
+    label_weight: float = 0.0
+    temperature: float = 1.0
 
 
 class TokenMethod(Method):
@@ -65,39 +75,35 @@ class TokenMethod(Method):
         teacher = self.teacher.tokens(batch)  # before the student runs, so that their peaks do not add up
         return self.update(self.read_student(batch), teacher, kept_labels(batch, self.read_student.shift))
 
+    def terms(self) -> Terms:
+        """Weights and temperature: the options of these names, and the usual values for those that a method lacks."""
+        return Terms(**{name: getattr(self.options, name) for name in Terms._fields if hasattr(self.options, name)})
+
     def update(self, student: Predictions, teacher: TokenSignal, labels: Tensor) -> Update:
         """Weighted divergence and cross-entropy, the mean over the kept tokens."""
         measure = self.topk_divergence() if isinstance(teacher, TopKTeacher) else self.divergence()
-        options = self.options
-        temperature = getattr(options, "temperature", 1.0)  # some methods have none to choose
-        losses = token_losses(student, teacher, measure, labels, temperature, options.weight, options.label_weight)
-        return Update("student", losses.total, len(labels), self.parts(losses))
-
-    def parts(self, losses: HeadLosses) -> Mapping[str, Tensor]:
-        """What is logged of the losses: those that were computed."""
-        logs = {"divergence": losses.divergence} if self.options.weight else {}
-        return {**logs, "cross_entropy": losses.cross_entropy} if self.options.label_weight else logs
+        terms = self.terms()
+        losses = token_losses(student, teacher, measure, labels, terms)
+        parts = {"divergence": terms.weight, "cross_entropy": terms.label_weight}
+        logs = {name: getattr(losses, name) for name, weight in parts.items() if weight}  # what was computed
+        return Update("student", losses.total, len(labels), logs)
 
 
 def token_losses(
     student: Predictions,
-    teacher: TokenSignal,
-    divergence: TokenDivergence | TopKDivergence,
+    teacher: RowMeasure,
+    measure: TokenDivergence | TopKDivergence,
     labels: Tensor,
-    temperature: float,
-    weight: float,
-    label_weight: float,
+    terms: Terms,
 ) -> HeadLosses:
-    """`weight · divergence + label_weight · cross-entropy`, the mean over tokens; fused with the head where it can be.
+    """Weighted divergence and cross-entropy, the mean over tokens; fused with the head where it can be.
 
     Args:
         student: predictions at the tokens (tokens, …).
-        teacher: the teacher's signal at the same tokens.
-        divergence: called on the logits of a few tokens at a time.
+        teacher: the teacher's signal at the same tokens, or what else is to be compared there.
+        measure: the divergence, called on the logits of a few tokens at a time.
         labels: (tokens,) ids of the text.
-        temperature: above 0, of the divergence alone.
-        weight: of the divergence; 0 leaves it out.
-        label_weight: of the cross-entropy; 0 leaves it out.
+        terms: what is weighed how; what has weight 0 is not computed.
     """
     if student.hidden is not None:
         assert student.weight is not None
@@ -105,19 +111,25 @@ def token_losses(
             student.hidden,
             student.weight,
             teacher,
-            divergence,
+            measure,
             bias=student.bias,
             labels=labels,
-            temperature=temperature,
-            soft_weight=weight,
-            hard_weight=label_weight,
+            temperature=terms.temperature,
+            soft_weight=terms.weight,
+            hard_weight=terms.label_weight,
         )
     logits, count = student.logits(), max(1, len(labels))
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     soft = hard = logits.new_zeros(())
-    if weight:
+    if terms.weight:
         rows = torch.arange(len(labels), device=logits.device)
-        soft = teacher.compare(divergence, logits, rows, temperature).sum() / count
-    if label_weight:
+        soft = teacher.compare(measure, logits, rows, terms.temperature).sum() / count
+    if terms.label_weight:
         hard = nn.functional.cross_entropy(logits, labels, reduction="sum") / count
-    return HeadLosses(weight * soft + label_weight * hard, soft.detach(), hard.detach())
+    return HeadLosses(terms.weight * soft + terms.label_weight * hard, soft.detach(), hard.detach())
+
+
+def next_token_loss(student: Predictions, labels: Tensor) -> Tensor:
+    """Cross-entropy in nats with the text's tokens (tokens,), the mean over them; no teacher takes part."""
+    itself = student.as_teacher()  # stands in for a teacher that nobody asks
+    return token_losses(student, itself, divergence("forward-kl"), labels, Terms(weight=0.0, label_weight=1.0)).total

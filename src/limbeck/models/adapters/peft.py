@@ -1,5 +1,6 @@
 """LoRA adapters by peft: on any transformers or timm model, saved so that stock peft loads them."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,21 +51,24 @@ def add_adapter(
 
     if is_adapted(model):
         raise IncompatibleError(f"{key}: the model has an adapter already", "remove the key adapter to train it on")
+    alpha: Any = int(spec.alpha) if spec.alpha == int(spec.alpha) else spec.alpha
     config = LoraConfig(
         r=spec.rank,
-        lora_alpha=spec.alpha,  # type: ignore[arg-type]  # numbers of either kind are taken
+        lora_alpha=alpha,
         lora_dropout=spec.dropout,
         target_modules=_targets(model, spec, key),
         exclude_modules=spec.exclude_modules or None,
         modules_to_save=spec.modules_to_save or None,
+        # GPT-2's kind keeps its weights transposed.
+        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
         use_rslora=spec.rank_stabilised,
         use_dora=spec.decomposed,
         task_type=_task_of(model),
     )
     normalisation, tokenizer = normalisation_of(model), tokenizer_of(model)
     try:
-        with seeded(seed, "adapter"):
-            adapted = get_peft_model(model, config)  # type: ignore[arg-type]  # takes any module
+        with seeded(seed, "adapter"), _quiet():
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         raise RecipeError(f"{key}.adapter.target_modules", str(error).splitlines()[0]) from error
     setattr(adapted, _ORIGIN, origin)
@@ -116,7 +120,8 @@ def load_adapter(folder: Path, base: nn.Module | None = None) -> nn.Module:
     if base is None:
         base = _load_base(own if own.is_dir() else Path(str(origin)), config)
     try:
-        adapted: nn.Module = PeftModel.from_pretrained(base, str(folder), is_trainable=True)  # type: ignore[arg-type]
+        with _quiet():
+            adapted: nn.Module = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise DamagedFileError(folder, f"no adapter of this base model ({str(error).splitlines()[0]})") from error
     setattr(adapted, _ORIGIN, None if own.is_dir() else origin)
@@ -228,6 +233,14 @@ def _load_base(origin: Path, config: dict[str, Any]) -> nn.Module:
     if origin.name == BASE or named is None or not is_transformers or (origin / "adapter_config.json").is_file():
         return load_model(origin)
     return load_as(str(origin), named)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the announcements of transformers that peft calls forth by looking at a model."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _note(model: nn.Module, normalisation: Any, tokenizer: Any) -> None:

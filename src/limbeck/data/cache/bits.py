@@ -1,0 +1,100 @@
+"""Integers in as few bits as they need: fixed-width fields, and sorted sets in Elias and Fano's form."""
+
+import torch
+from torch import Tensor
+
+
+def packed_bytes(count: int, width: int) -> int:
+    """Bytes that `count` fields of `width` bits take."""
+    return -(-count * width // 8)
+
+
+def pack(values: Tensor, width: int) -> Tensor:
+    """Rows of fields (rows, count), each below 2^width, as bytes (rows, bytes), least significant bit first.
+
+    Args:
+        values: integers, not negative.
+        width: bits of a field, 0 to 24.
+    """
+    rows, count = values.shape
+    words = torch.zeros(rows, packed_bytes(count, width) + 4, dtype=torch.int32, device=values.device)
+    first, shift = _places(count, width, values.device)
+    shifted = values.to(torch.int64) << shift  # at most 24 + 7 bits
+    for byte in range(_spanned(width)):
+        # Fields share bytes but no bits, so a sum is an or.
+        part = ((shifted >> (8 * byte)) & 255).to(torch.int32)
+        words.scatter_add_(1, (first + byte).expand(rows, -1), part)
+    return words[:, : packed_bytes(count, width)].to(torch.uint8)
+
+
+def unpack(packed: Tensor, count: int, width: int) -> Tensor:
+    """The inverse of `pack`: fields (rows, count) as int32."""
+    if width == 0:
+        return torch.zeros(len(packed), count, dtype=torch.int32, device=packed.device)
+    first, shift = _places(count, width, packed.device)
+    last = packed.shape[1] - 1
+    word = torch.zeros(len(packed), count, dtype=torch.int32, device=packed.device)
+    for byte in range(_spanned(width)):
+        # Beyond the last byte there are no bits of any field: what is read there is masked away.
+        word |= packed.index_select(1, (first + byte).clamp_max(last)).to(torch.int32) << (8 * byte)
+    return (word >> shift.to(torch.int32)) & ((1 << width) - 1)
+
+
+class SortedSets:
+    """Sets of `count` distinct integers below `universe`, each in the same number of bytes (Elias 1974, Fano 1971).
+
+    The low bits of each member are stored as they are. The high bits become a row of bits in which member i, of high
+    part h, sets bit h + i: as members are sorted, each sets its own. Together that is at most two bits a member more
+    than any code must spend.
+
+    Args:
+        count: members of a set, at least 1.
+        universe: members are 0 to universe - 1; at least `count`.
+    """
+
+    def __init__(self, count: int, universe: int) -> None:
+        self.count, self.universe = count, universe
+        self.low = max(0, (universe // count).bit_length() - 1)
+        self.unary = count + ((universe - 1) >> self.low)  # bits of the high part
+        self.low_bytes, self.unary_bytes = packed_bytes(count, self.low), packed_bytes(self.unary, 1)
+
+    @property
+    def size(self) -> int:
+        """Bytes of a set."""
+        return self.low_bytes + self.unary_bytes
+
+    def encode(self, members: Tensor) -> Tensor:
+        """Bytes (sets, size) of sets (sets, count), each ascending."""
+        device, members = members.device, members.to(torch.int64)
+        places = (members >> self.low) + torch.arange(self.count, device=device)
+        bits = torch.zeros(len(members), 8 * self.unary_bytes, dtype=torch.uint8, device=device)
+        bits.scatter_(1, places, 1)
+        weights = (1 << torch.arange(8, device=device)).to(torch.uint8)
+        high = (bits.view(len(members), -1, 8) * weights).sum(-1, dtype=torch.uint8)
+        return torch.cat([pack(members & ((1 << self.low) - 1), self.low), high], 1)
+
+    def decode(self, stored: Tensor) -> Tensor:
+        """The inverse of `encode`: (sets, count) as int64, ascending.
+
+        Raises:
+            ValueError: the bytes hold no such sets.
+        """
+        low = unpack(stored[:, : self.low_bytes], self.count, self.low)
+        high = stored[:, self.low_bytes :]
+        bits = (high.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=stored.device)) & 1
+        places = bits.flatten(1).nonzero()[:, 1]
+        if len(places) != len(stored) * self.count:
+            raise ValueError(f"these bytes hold no sets of {self.count}")
+        upper = places.view(-1, self.count) - torch.arange(self.count, device=stored.device)
+        return (upper << self.low) | low
+
+
+def _places(count: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The byte in which each field begins, and the bit within it, both (count,) int64."""
+    start = torch.arange(count, device=device) * width
+    return start >> 3, start & 7
+
+
+def _spanned(width: int) -> int:
+    """Bytes over which a field may spread."""
+    return (width + 7 + 7) // 8

@@ -1,0 +1,26 @@
+"""Which measurement goes with which task."""
+
+from typing import Any, Protocol
+
+from torch import nn
+
+from limbeck.metrics.classification import evaluate
+from limbeck.metrics.language import evaluate_language
+
+
+class Evaluate(Protocol):
+    """Measures a model on a source, compared with a teacher where there is one; see `metrics.classification`."""
+
+    def __call__(
+        self, model: nn.Module, source: Any, *, teacher: Any = None, batch_size: Any = ..., pause: Any = None
+    ) -> dict[str, int | float]:
+        """The figures by name."""
+        ...
+
+
+_MEASUREMENTS: dict[str, Evaluate] = {"classification": evaluate, "language-modelling": evaluate_language}
+
+
+def evaluate_for(task: str) -> Evaluate:
+    """The measurement of a method card's task; tasks without one of their own are measured as classification."""
+    return _MEASUREMENTS.get(task, evaluate)

@@ -1,0 +1,83 @@
+"""What came out, in two sentences: the page's heading and the last line of `limbeck demo`."""
+
+from dataclasses import dataclass
+from statistics import mean
+
+from limbeck.metrics.intervals import paired_wins, t_interval
+from limbeck.report.figures import count, percent, points
+from limbeck.report.story import Group, Series, Story
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The result and what stands behind it."""
+
+    title: str
+    detail: str
+
+
+def headline(story: Story, group: Group) -> Headline:
+    """The result of a group of runs, as far as there is one."""
+    cast = group.cast
+    student, teacher, alone = (story.one(group, stage) for stage in (cast.student, cast.teacher, cast.alone))
+    assert student is not None
+    accuracy = student.values("accuracy")
+    if not accuracy:
+        return _without_accuracy(group)
+    if alone is None or not alone.values("accuracy"):
+        title = f"The student is right on {percent(mean(accuracy))} of unseen items"
+        return Headline(f"{title}{_of_teacher(teacher)}.", _size(student, teacher))
+    title = (
+        f"Taught, the student is right on {percent(mean(accuracy))} of unseen items; "
+        f"alone, on {percent(mean(alone.values('accuracy')))}."
+    )
+    return Headline(title, " ".join(filter(None, [_gain(group, student, alone), _size(student, teacher)])))
+
+
+def _gain(group: Group, student: Series, alone: Series) -> str:
+    names = (student.stage.name, alone.stage.name)
+    pairs = [
+        (view.results[names[0]].get("accuracy"), view.results[names[1]].get("accuracy"))
+        for view in group.views
+        if all(name in view.results for name in names)
+    ]
+    ours, theirs = zip(*((one, other) for one, other in pairs if one is not None and other is not None), strict=True)
+    gains = [one - other for one, other in zip(ours, theirs, strict=True)]
+    if len(gains) < 2:
+        return f"That is {points(gains[0])} points, with one seed: a difference that another seed may turn round."
+    centre, half = t_interval(gains)
+    wins = paired_wins(ours, theirs)
+    return (
+        f"That is {points(centre)} points over {len(gains)} seeds (95\N{NO-BREAK SPACE}% interval "
+        f"{points(centre - half)} to {points(centre + half)}), better on {wins} of them."
+    )
+
+
+def _size(student: Series, teacher: Series | None) -> str:
+    ours = student.values("parameters")
+    theirs = teacher.values("parameters") if teacher is not None else []
+    if not ours:
+        return ""
+    said = f"The student has {count(ours[0])} parameters"
+    if not theirs or theirs[0] <= ours[0]:
+        return f"{said}."
+    return f"{said}, {theirs[0] / ours[0]:.0f} times fewer than its teacher{_right(teacher)}."
+
+
+def _right(teacher: Series | None) -> str:
+    values = teacher.values("accuracy") if teacher is not None else []
+    return f", which is right on {percent(mean(values))}" if values else ""
+
+
+def _of_teacher(teacher: Series | None) -> str:
+    values = teacher.values("accuracy") if teacher is not None else []
+    return f"; its teacher, on {percent(mean(values))}" if values else ""
+
+
+def _without_accuracy(group: Group) -> Headline:
+    finished = [stage.name for stage in group.recipe.stages if any(stage.name in v.results for v in group.views)]
+    if not finished:
+        return Headline("No stage is finished yet.", "Figures appear here once the first stage is done.")
+    if all(view.done for view in group.views):
+        return Headline("Done.", f"Finished: {', '.join(finished)}.")
+    return Headline("Not finished yet.", f"Finished so far: {', '.join(finished)}.")

@@ -1,0 +1,126 @@
+"""Pictures of validation items with what every stage says about them."""
+
+import base64
+import struct
+import zlib
+from typing import TYPE_CHECKING
+
+from limbeck.report.figures import percent
+from limbeck.report.markup import Html, fill, join
+from limbeck.report.panels import Section
+from limbeck.report.predictions import EXTERNAL, NothingToShow, Predictions
+from limbeck.report.story import TEACHER, Story
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_EACH = 12
+_SIDE = 80
+
+
+def pictures(story: Story) -> Section | None:
+    """An even sample of the validation items of the first run that can show some, and items that the stages dispute."""
+    reason = "there is no run"
+    for view in story.views:
+        try:
+            return _section(story, view.recipe.seed, story.predictions(view), view.run.folder.name)
+        except NothingToShow as error:
+            reason = str(error)
+    body = fill("<p class='quiet'>No pictures: {}.</p>", reason)
+    return Section("pictures", "What they see", "", body) if any(view.results for view in story.views) else None
+
+
+def _section(story: Story, seed: int, said: Predictions, folder: str) -> Section:
+    colours = {series.stage.name: series.colour for series in reversed(story.series)}
+    colours = {name: colours.get(name, TEACHER) for name in said.probabilities}
+    legend = join(fill("<span class='c{} key'>{}</span>", colour, name) for name, colour in colours.items())
+    even, disputed = _choice(said)
+    share = "all" if said.complete else f"a sample of {len(said.rows)}"
+    lead = (
+        f"Run {folder}, seed {seed}, {share} of {len(said.source)} validation items. "
+        "By each picture: its label in bold, then what every stage takes it for, with the probability that it gives. "
+        "✕ marks a wrong answer."
+    )
+    parts = [fill("<div class='legend plain'>{}</div>", legend), _gallery("An even sample", said, even, colours)]
+    if disputed:
+        parts.append(_gallery("Where they disagree", said, disputed, colours))
+    return Section("pictures", "What they see", lead, join(parts))
+
+
+def _choice(said: Predictions) -> tuple[list[int], list[int]]:
+    """Items of the even sample, and items on which two stages disagree, evenly spaced among all such."""
+    best = [said.best(name) for name in said.probabilities]
+    differing = [n for n in range(len(said.rows)) if len({int(answers[n]) for answers in best}) > 1]
+    return _spaced(list(range(len(said.rows)))), _spaced(differing)
+
+
+def _spaced(items: list[int]) -> list[int]:
+    wanted = min(_EACH, len(items))
+    return [items[n * len(items) // wanted] for n in range(wanted)]
+
+
+def _gallery(title: str, said: Predictions, items: list[int], colours: dict[str, int]) -> Html:
+    return fill("<h3>{}</h3><ul class='gallery'>{}</ul>", title, join(_card(said, item, colours) for item in items))
+
+
+def _card(said: Predictions, item: int, colours: dict[str, int]) -> Html:
+    label = int(said.labels[item])
+    truth = said.names[label] if label >= 0 else "not labelled"
+    return fill(
+        "<li><figure><img src='{source}' alt='validation item {row}, {truth}' width='72' height='72'>"
+        "<figcaption><span class='truth' title='{truth}'><span class='hidden'>label </span>{truth}</span><ul>{answers}</ul></figcaption></figure></li>",
+        source=data_uri(said.image(item)),
+        row=int(said.rows[item]),
+        truth=truth,
+        answers=join(_answer(said, item, name, colour) for name, colour in colours.items()),
+    )
+
+
+def _answer(said: Predictions, item: int, name: str, colour: int) -> Html:
+    best = int(said.best(name)[item])
+    probability = float(said.probabilities[name][item, best])
+    wrong = bool(said.wrong(name)[item])
+    return fill(
+        "<li class='c{colour}{wrong}' title='{name}: {guess}, {percent}'><span class='hidden'>{name}: </span>"
+        "<span class='guess'>{guess}</span><span class='gauge' style='--w:{width:.1f}'></span>"
+        "<span class='share'>{percent}</span><span class='mark'>{mark}</span></li>",
+        colour=colour,
+        wrong=" wrong" if wrong else "",
+        name=name if name != EXTERNAL else "teacher",
+        guess=said.names[best],
+        width=100 * probability,
+        percent=percent(probability, 0),
+        mark=fill("<span aria-hidden='true'>✕</span><span class='hidden'>wrong</span>") if wrong else Html(""),
+    )
+
+
+def data_uri(image: "Tensor") -> str:
+    """An image as a PNG within a link.
+
+    Args:
+        image: (channels, height, width), float32 in [0, 1]; of three channels or more the first three are red, green
+            and blue, of two the first is gray; sides beyond 80 pixels are scaled down.
+    """
+    return "data:image/png;base64," + base64.b64encode(png(image)).decode()
+
+
+def png(image: "Tensor") -> bytes:
+    """An image as a PNG file of eight bits a channel; see `data_uri`."""
+    import torch
+    from torch.nn import functional
+
+    image = image[:3] if len(image) >= 3 else image[:1]
+    longest = max(image.shape[1:])
+    if longest > _SIDE:
+        size = [max(1, round(side * _SIDE / longest)) for side in image.shape[1:]]
+        image = functional.interpolate(image[None], size, mode="area")[0]
+    channels, height, width = image.shape
+    pixels = (image * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).reshape(height, -1).numpy()
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)  # each row begins with its filter: none
+    header = struct.pack(">IIBBBBB", width, height, 8, 2 if channels == 3 else 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, content) for kind, content in chunks)
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
