@@ -14,7 +14,7 @@ from rich.table import Table
 import claims
 from claims.claim import Claim, Result, judge
 
-_NOT_CLAIMS = {"claim", "digits"}
+_NOT_CLAIMS = {"claim", "digits", "pydoc"}
 
 
 def all_claims() -> dict[str, Claim]:

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from limbeck.caching import cache
     from limbeck.core.run import Run
     from limbeck.distilling import distill
     from limbeck.finished import evaluate, export, load
@@ -16,10 +17,23 @@ if TYPE_CHECKING:
     from limbeck.running import run
     from limbeck.sweeping import sweep
 
-__all__ = ["Run", "distill", "evaluate", "export", "list_methods", "load", "plan", "run", "sweep", "write_report"]
+__all__ = [
+    "Run",
+    "cache",
+    "distill",
+    "evaluate",
+    "export",
+    "list_methods",
+    "load",
+    "plan",
+    "run",
+    "sweep",
+    "write_report",
+]
 
 _PLACES = {
     "Run": "limbeck.core.run",
+    "cache": "limbeck.caching",
     "distill": "limbeck.distilling",
     "evaluate": "limbeck.finished",
     "export": "limbeck.finished",

@@ -24,15 +24,20 @@ from limbeck.core.run import Run
 from limbeck.core.specs import Recipe, StageSpec
 from limbeck.core.teacher import Ensemble, LiveTeacher, Teacher
 from limbeck.core.trainer import Trainer
+from limbeck.data.cache.writer import fill_cache
 from limbeck.data.loader import Loader
 from limbeck.data.open import DataSplit, open_data
 from limbeck.metrics.tasks import evaluate_for
 from limbeck.modality import adaptation, check_task, normalisation_of_data, normalise, note_inputs
 from limbeck.models.build import build_model
 from limbeck.models.describe import count_flops, count_parameters, latency
+from limbeck.models.names import parse_model_name
 from limbeck.models.normalisation import normalisation_of
 from limbeck.models.saved import load_model, save_model
 from limbeck.models.structure import share_frozen
+from limbeck.teachers.cached import CachedTeacher
+from limbeck.teachers.served import build_served
+from limbeck.teachers.staged import micro_batch, open_cache, stages_used, views_for
 
 Row = dict[str, Any]
 
@@ -84,8 +89,49 @@ class Experiment:
                 raise
         return self.run
 
-    def prepare(self, stage: StageSpec) -> "Prepared":
-        """A stage's data, models and method, ready to train; earlier stages' results must be there."""
+    def prepare(self, stage: StageSpec, *, trained: bool = False, cached: bool = True) -> "Prepared":
+        """A stage's data, models and method, ready to train; earlier stages' results must be there.
+
+        Args:
+            stage: one of the recipe's.
+            trained: whether these results are the real ones, and not rehearsed: a cache of theirs is for no other.
+            cached: read the teacher from its cache where the stage has one.
+        """
+        data, info, student = self._inputs(stage)
+        teacher = self._teacher_or_cache(stage, data, info, trained) if cached else self._teacher(stage, data, info)
+        self._share_backbone(stage, student, teacher)
+        reseed(self.recipe.seed, "method", stage.method)
+        kind = method_class(stage.method)
+        method = kind(self.options[stage.name], student=student, teacher=teacher, data=data.train.info())
+        return Prepared(data, data.train.info(), student, teacher, method)
+
+    def fill_cache(self, stage: StageSpec, report: Callable[[int, int], None]) -> None:
+        """Stores what a stage's teacher says; earlier stages' results must be there.
+
+        Args:
+            stage: one of the recipe's, with a cache.
+            report: receives (rows there, rows in all).
+
+        Raises:
+            UsageError: the folder holds another cache, or the teacher does not give what is to be stored.
+        """
+        assert stage.cache is not None
+        data, info, _ = self._inputs(stage)
+        teacher = self._teacher(stage, data, info)
+        assert teacher is not None
+        fill_cache(
+            stage.cache.folder,
+            teacher,
+            views_for(stage, data.train, self.recipe.seed),
+            stage.cache,
+            batch_size=micro_batch(stage, self.world.size),
+            device=self.world.device,
+            report=report,
+            pause=interrupt.pause,
+        )
+
+    def _inputs(self, stage: StageSpec) -> tuple[DataSplit, DataInfo, nn.Module]:
+        """A stage's data, what is known of them, and its student, fitted to each other."""
         data = self._data()
         info = data.train.info()
         check_task(method_class(stage.method).card, info, stage.name)
@@ -94,12 +140,7 @@ class Experiment:
         wanted = self.normalisation if self.recipe.data.mean else normalisation_of(student) or self.normalisation
         for source in (data.train, data.validation):
             normalise(source, wanted)
-        teacher = self._teacher(stage, data, info)
-        self._share_backbone(stage, student, teacher)
-        reseed(self.recipe.seed, "method", stage.method)
-        kind = method_class(stage.method)
-        method = kind(self.options[stage.name], student=student, teacher=teacher, data=data.train.info())
-        return Prepared(data, data.train.info(), student, teacher, method)
+        return data, info, student
 
     def trainer(self, stage: StageSpec, prepared: "Prepared", record: Callable[[Row], None]) -> Trainer:
         """The trainer of a prepared stage."""
@@ -138,7 +179,7 @@ class Experiment:
         return self.data
 
     def _run_stage(self, stage: StageSpec) -> nn.Module:
-        prepared = self.prepare(stage)
+        prepared = self.prepare(stage, trained=True)
         begun = time.perf_counter()
         if isinstance(prepared.method, Procedure):
             result, seconds = self._run_procedure(stage, prepared), {}
@@ -148,7 +189,7 @@ class Experiment:
             result = trainer.fit()
             seconds = dict(trainer.seconds)
         self._pause("training is done; its result is not measured yet")
-        figures = self._measure(result, prepared)
+        figures = self._measure(result, prepared, self._judge(stage, prepared))
         figures["seconds"] = sum(seconds.values()) or time.perf_counter() - begun
         figures["phases"] = seconds
         note_inputs(result, prepared.data.train)
@@ -171,12 +212,10 @@ class Experiment:
         assert isinstance(prepared.method, Procedure)
         return prepared.method.run(context)
 
-    def _measure(self, result: nn.Module, prepared: "Prepared") -> Row:
+    def _measure(self, result: nn.Module, prepared: "Prepared", teacher: Teacher | None) -> Row:
         example = prepared.info.example.to(self.world.device)
         measure = evaluate_for(prepared.method.card.task)
-        figures: Row = dict(
-            measure(result, prepared.data.validation, teacher=prepared.teacher, pause=self._pause_alone)
-        )
+        figures: Row = dict(measure(result, prepared.data.validation, teacher=teacher, pause=self._pause_alone))
         figures["parameters"] = count_parameters(result)
         figures["flops"] = count_flops(result, example.select(slice(0, 1)))
         figures["latency"] = latency(result, example.select(slice(0, 1)))
@@ -192,6 +231,20 @@ class Experiment:
             return Ensemble(teachers)
         return teachers[0] if teachers else None
 
+    def _teacher_or_cache(self, stage: StageSpec, data: DataSplit, info: DataInfo, trained: bool) -> Teacher | None:
+        if stage.cache is None or (not trained and stages_used(stage)):
+            return self._teacher(stage, data, info)
+        live = self._teacher(stage, data, info) if stage.cache.check_teacher else None
+        return open_cache(stage, data.train, self.recipe.seed, live)
+
+    def _judge(self, stage: StageSpec, prepared: "Prepared") -> Teacher | None:
+        """Whom the result is compared with on the validation data, of which a cache knows nothing."""
+        if not isinstance(prepared.teacher, CachedTeacher):
+            return prepared.teacher
+        if stage.cache is None or not stage.cache.check_teacher:
+            return None
+        return self._teacher(stage, prepared.data, prepared.info)
+
     def _share_backbone(self, stage: StageSpec, student: nn.Module, teacher: Teacher | None) -> None:
         """Holds what teacher and student have in common once: frozen weights under adapters, of the recipe's models."""
         if self.world.sharded or {f"{stage.name}.student", f"{stage.name}.teacher"} & self.objects.keys():
@@ -200,8 +253,10 @@ class Experiment:
             if isinstance(one, LiveTeacher):
                 share_frozen(student, one.model)
 
-    def _model(self, stage: StageSpec, part: str, index: int, info: DataInfo) -> nn.Module:
+    def _model(self, stage: StageSpec, part: str, index: int, info: DataInfo) -> Any:
         spec = stage.student if part == "student" else stage.teacher[index]
+        if part == "teacher" and parse_model_name(spec.name).kind == "served":
+            return build_served(spec, info, f"{stage.name}.{part}")
         return build_model(spec, info, self.recipe.seed, stages=self.results, key=f"{stage.name}.{part}")
 
     def _finished(self, stage: StageSpec) -> nn.Module | None:

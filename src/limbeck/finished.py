@@ -34,6 +34,8 @@ def load(folder: "Path | str | Run", model: "nn.Module | None" = None) -> "nn.Mo
         path = Run.open(path).student
         if not path.is_dir():
             raise UsageError(f"the run in {path.parent} is not finished", f"limbeck run {path.parent} --resume")
+    if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise UsageError(f"{path} holds neither a run nor a model", "give a run's folder, or that of an exported model")
     return load_model(path, model).eval()
 
 
@@ -80,7 +82,7 @@ def evaluate(
         experiment = Experiment(recipe, opened)
         earlier = names[: names.index(wanted)]
         experiment.results = {name: load_model(opened.stage_result(name)) for name in earlier}
-        prepared = experiment.prepare(recipe.stages[names.index(wanted)])
+        prepared = experiment.prepare(recipe.stages[names.index(wanted)], cached=False)
         data, teacher = data or prepared.data.validation, teacher or prepared.teacher
     task = method_class(recipe.stages[names.index(wanted)].method).card.task
     figures = evaluate_for(task)(result, data, teacher=teacher)

@@ -102,9 +102,10 @@ class _Rehearsal:
         average = self.trainer.average.state_dict().values() if self.trainer.average else ()
         modules = [self.trainer.method, *models_of(self.prepared.teacher)]
         lasting = sum(map(bytes_of, modules)) + sum(tensor.nbytes for tensor in (*tensors, *average))
+        sample = self._sample(256)
         with PeakMemory(self.trainer.world.device) as peak:
             self._step()
-            self._evaluate(self._sample(256))
+            self._evaluate(sample)
         return lasting + peak.peak_bytes
 
     def _evaluations(self) -> float:

@@ -1,5 +1,6 @@
 """Plans: what is predicted without time, and that no run's folder is touched."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,10 @@ def test_disk(plan: Plan, finished: Path) -> None:
 
 
 def test_memory(plan: Plan, tmp_path: Path) -> None:
-    recipe = resolve(TINY)
+    tree = copy.deepcopy(TINY)
+    for stage in tree["stages"]:
+        stage["train"]["evaluate_every"] = 2  # the peak of so small a model is in its evaluation
+    recipe = resolve(tree)
     experiment = Experiment(recipe, Run(tmp_path / "run"))
     experiment.prepare(recipe.stages[0])
     for stage, planned in zip(recipe.stages, plan.stages, strict=True):
@@ -66,7 +70,7 @@ def test_the_command(tmp_path: Path, limbeck: Command, monkeypatch: Any) -> None
     words = ["digits-kd", "--teacher.student.arguments.width", "2", "--distilled.train.batch_size", "8"]
     outcome = limbeck("plan", *words)
     assert outcome.code == 0, outcome.err
-    for text in ("distilled", "kd", "FLOPs a step", "in all", "on disk", "MiB"):
+    for text in ("distilled", "kd", "FLOPs a step", "in all", "on disk", "KiB"):
         assert text in outcome.out
     stages = json.loads(limbeck("plan", *words, "--json").out)["stages"]
     assert [stage["stage"] for stage in stages] == ["teacher", "alone", "distilled"]

@@ -124,8 +124,8 @@ def test_resuming_continues(arrays: tuple[Tensor, Tensor], tmp_path: Path) -> No
 def test_the_watcher_sees_the_rows(arrays: tuple[Tensor, Tensor], tmp_path: Path) -> None:
     rows = []
     run = limbeck.distill(
-        "supervised", student=Own(), data=arrays, out=tmp_path / "run", log_every=1, watch=lambda *row: rows.append(row),
-        **QUICK,
+        "supervised", student=Own(), data=arrays, out=tmp_path / "run",
+        log_every=1, watch=lambda *row: rows.append(row), **QUICK,
     )  # fmt: skip
     assert [(stage, steps, row["step"]) for stage, steps, row in rows] == [("distil", 3, step) for step in (1, 2, 3)]
     assert [row["step"] for row in run.metrics()] == [1, 2, 3]

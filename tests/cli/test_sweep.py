@@ -125,7 +125,7 @@ def test_a_storage_of_another_search_is_refused(recipe: Path, tmp_path: Path, li
 def test_two_processes_share_a_sweep(recipe: Path, tmp_path: Path) -> None:
     storage = tmp_path / "shared.log"
     command = [
-        sys.executable, "-m", "limbeck", "sweep", str(recipe), "--search", RATE, "--trials", "6", "--quiet",
+        sys.executable, "-m", "limbeck", "sweep", str(recipe), "--search", RATE, "--trials", "4", "--quiet",
         "--storage", str(storage), "--out", str(tmp_path / "out"),
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -135,6 +135,6 @@ def test_two_processes_share_a_sweep(recipe: Path, tmp_path: Path) -> None:
         assert process.returncode == 0, said
     backend = optuna.storages.journal.JournalFileBackend(str(storage))
     study = optuna.load_study(study_name="limbeck", storage=optuna.storages.JournalStorage(backend))
-    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 6
-    assert len({trial.params["distil.train.optimizer.lr"] for trial in study.trials}) == 6
-    assert len(list((tmp_path / "out").glob("trial-*"))) == 6
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 4
+    assert len({trial.params["distil.train.optimizer.lr"] for trial in study.trials}) == 4
+    assert len(list((tmp_path / "out").glob("trial-*"))) == 4

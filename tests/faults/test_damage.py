@@ -1,5 +1,6 @@
 """Flipped bits, truncated and missing files: each is noticed and named, and the checkpoint before it takes over."""
 
+import errno
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -128,6 +130,23 @@ def shorten(path: Path, kept: float | None) -> None:
     else:
         size = path.stat().st_size
         os.truncate(path, size + int(kept) if kept < 0 else int(kept * size))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_that_the_disk_cannot_read_is_damage_too(name, saved, tally, monkeypatch):
+    path, read = saved.folder / "step-000000009" / name, Path.open
+
+    def fail(self: Path, *args: Any, **kwargs: Any) -> Any:
+        if self == path:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", fail)
+    monkeypatch.setattr(Path, "read_bytes", lambda self: self.open("rb").read())
+    with tally("truncated or missing files caught"):
+        found, heard = load_and_hear(saved)
+        assert str(path) in heard
+        assert_same(found, content(8))
 
 
 def test_a_file_that_the_manifest_does_not_list_is_not_read(saved):

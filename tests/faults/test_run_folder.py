@@ -14,7 +14,7 @@ import limbeck
 from limbeck.cli import main
 from limbeck.core.errors import RunBusyError
 from limbeck.core.run import Run
-from tests.faults.training import RECIPE, command, fork, run, shortened, wait
+from tests.faults.training import RECIPE, command, fork, run, shortened, until_rows, wait
 
 
 @contextmanager
@@ -66,9 +66,7 @@ def test_a_killed_run_can_be_resumed_at_once_though_its_loader_s_workers_linger(
     recipe = {**RECIPE, "data": {**RECIPE["data"], "workers": 2}}
     place = folder / "run"
     child = fork(lambda: run(recipe, place))
-    deadline = time.monotonic() + 60
-    while not Run(place).metrics() and time.monotonic() < deadline:
-        time.sleep(0.005)
+    until_rows(place)
     workers = _children(child)
     os.kill(child, signal.SIGKILL)
     wait(child)

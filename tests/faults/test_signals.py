@@ -17,7 +17,7 @@ from limbeck.core.distributed import World
 from limbeck.core.errors import Interrupted
 from limbeck.core.interrupt import interruptible, requested
 from tests.core.toys import build, weights
-from tests.faults.training import RECIPE, command, fork, result_of, run, wait
+from tests.faults.training import RECIPE, command, fork, result_of, run, until_rows, wait
 
 STEPS = 2 * RECIPE["stages"][0]["train"]["steps"]
 
@@ -145,6 +145,24 @@ def test_a_signal_while_torch_is_imported_is_not_lost(undisturbed, folder, tally
         assert "SIGTERM received" in done.stderr
         assert "Traceback" not in done.stderr
         assert _resume(place) == 0
+        assert not undisturbed.changes(place)
+
+
+def test_a_key_press_reaches_loader_workers_too(undisturbed, folder, tally):
+    """A terminal sends Ctrl-C to the whole group of processes."""
+    recipe = {**RECIPE, "data": {**RECIPE["data"], "workers": 2}}
+    place = folder / "run"
+
+    def work() -> int:
+        os.setsid()
+        return main(command(recipe, place))
+
+    with tally("signals obeyed"):
+        child = fork(work)
+        until_rows(place)
+        os.killpg(child, signal.SIGINT)
+        assert wait(child) == 3
+        assert wait(fork(lambda: main(command(recipe, place)))) == 0
         assert not undisturbed.changes(place)
 
 

@@ -95,6 +95,14 @@ def wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def until_rows(folder: Path) -> None:
+    """Waits until a run has begun to train."""
+    deadline = time.monotonic() + 60
+    while not Run(folder).metrics():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def result_of(folder: Path) -> dict[str, Any]:
     """All that has to be the same, bit by bit, whatever happened on the way; times are left out."""
     opened = Run(folder)

@@ -17,6 +17,7 @@ from limbeck.language.sampler import (
     TeacherTexts,
     WritingOptions,
     known_to,
+    room_for,
 )
 from tests.methods.language.rig import END, ITEMS, batch, gpt2, llama
 
@@ -128,7 +129,18 @@ def test_tokens_that_one_side_lacks_end_a_text():
     assert text.input_ids.max() < 40
     assert (text.response_length >= 0).all()
     student(input_ids=text.input_ids, attention_mask=text.attention_mask)
-    assert known_to(items, student, None) is items
+    assert known_to(items, [student]) is items
+
+
+def test_no_model_is_led_beyond_its_positions():
+    prompts, short = prompts_of(batch(8)), gpt2(n_positions=7)
+    widest = prompts.input_ids.shape[1]
+    assert room_for(prompts, 100, [llama(), short]) == 7 - widest
+    assert room_for(prompts, 2, [llama(), short]) == 2
+    assert room_for(prompts, 100, [torch.nn.Linear(1, 1)]) == 100
+    long = WritingOptions(max_new_tokens=30, prompt_tokens=2)
+    text = sampler(Mixture(0.0, "teacher"), writing=long)(short, LiveTeacher(llama()), batch(8))
+    assert text.input_ids.shape[1] <= 7
 
 
 def test_an_ensemble_writes_nothing():

@@ -103,7 +103,7 @@ def test_a_stored_model_takes_no_arguments(tmp_path):
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr("limbeck.models.names.find_spec", lambda name: None)
     for name in ("timm:resnet10t", "hf:somebody/something"):
-        with pytest.raises(MissingExtraError, match=r"limbeck\[vision\]"):
+        with pytest.raises(MissingExtraError, match=r"limbeck\[(vision|language)\]"):
             check_model(ModelSpec(name=name))
 
 

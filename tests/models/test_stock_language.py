@@ -30,6 +30,9 @@ for name, kind in json.load(open("kinds.json")).items():
         model = getattr(transformers, kind).from_pretrained(name)
     with torch.no_grad():
         found[name] = model.eval()(**batch).logits.contiguous()
+    if kind != "AutoModelForMaskedLM":
+        written = model.generate(batch["input_ids"][:1], max_new_tokens=3, do_sample=False)
+        assert written.shape[0] == 1
     tokens = transformers.AutoTokenizer.from_pretrained(name)
     words[name] = [tokens("the cat")["input_ids"], tokens.pad_token_id, tokens.eos_token_id,
                    tokens.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)]

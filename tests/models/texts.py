@@ -17,10 +17,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
     "gpt2": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
     "bert": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
-    "gemma2": {
-        **{"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
-        **{"num_key_value_heads": 1, "head_dim": 8, "sliding_window": 8},
-    },
+    "gemma2": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    | {"num_key_value_heads": 1, "head_dim": 8, "sliding_window": 8},
 }
 """Configurations of about ten thousand parameters, by model type."""
 

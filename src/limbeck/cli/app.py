@@ -10,6 +10,9 @@ COMMANDS = {
     "plan": "Say what a recipe will cost before it is run: parameters, FLOPs, memory, disk, time.\n\n"
     "A few steps of every stage are taken and measured on this machine. Nothing is written into a run's folder. "
     "Any key of the recipe can be set by its dotted path, as for `limbeck run`.",
+    "cache": "Run a recipe's teachers once and store what they say.\n\n"
+    "Stages with the key cache then train without running their teachers. Started again it goes on where it stopped; "
+    "started several times at once the processes share the work.",
     "methods": "List the methods, or show one with its options.",
     "eval": "Measure a finished run's student on its validation data.\n\n"
     "Accuracy comes with its 95 % interval, and agreement with the teacher where there is one.",

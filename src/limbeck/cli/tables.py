@@ -40,32 +40,45 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"
 
 
-def accuracy(figures: Figures) -> str:
-    """Accuracy in percent with its 95 % interval."""
-    low, high = figures["accuracy_low"], figures["accuracy_high"]
-    return f"{figures['accuracy']:.2%} [{low:.1%}, {high:.1%}]"
+def percent(share: float) -> str:
+    """A share in percent: 0.9524 as `95.24 %`."""
+    return f"{100 * share:.2f} %"
 
 
-_COLUMNS: dict[str, tuple[str, Callable[[Figures], str]]] = {
-    "accuracy": ("accuracy [95 %]", accuracy),
-    "agreement": ("agrees with teacher", lambda figures: f"{figures['agreement']:.2%}"),
-    "cross_entropy": ("cross-entropy", lambda figures: f"{figures['cross_entropy']:.4f}"),
-    "calibration_error": ("calibration error", lambda figures: f"{figures['calibration_error']:.3f}"),
-    "parameters": ("parameters", lambda figures: count(figures["parameters"])),
-    "flops": ("FLOPs an item", lambda figures: count(figures["flops"])),
-    "latency": ("latency", lambda figures: duration(figures["latency"])),
-    "seconds": ("training", lambda figures: duration(figures["seconds"])),
+_FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
+    "accuracy": ("accuracy", percent),
+    "token_accuracy": ("token accuracy", percent),
+    "perplexity": ("perplexity", "{:.4g}".format),
+    "agreement": ("agrees with teacher", percent),
+    "acceptance": ("accepted by teacher", percent),
+    "teacher_kl": ("divergence of teacher", "{:.4f}".format),
+    "cross_entropy": ("cross-entropy", "{:.4f}".format),
+    "calibration_error": ("calibration error", "{:.4f}".format),
+    "parameters": ("parameters", count),
+    "flops": ("FLOPs an item", count),
+    "latency": ("latency", duration),
+    "seconds": ("training", duration),
 }
 
 
 def show_results(results: Mapping[str, Figures]) -> None:
-    """Prints the figures of a run's stages side by side."""
-    columns = [key for key in _COLUMNS if any(key in figures for figures in results.values())]
-    rows = [
-        [stage, *(_COLUMNS[key][1](figures) if key in figures else "–" for key in columns)]
-        for stage, figures in results.items()
-    ]
-    show_table(["stage", *(_COLUMNS[key][0] for key in columns)], rows)
+    """Prints the figures of a run's stages side by side: a column a stage, so that a narrow terminal holds it."""
+    rows: list[list[str]] = []
+    for key, (title, write) in _FIGURES.items():
+        if any(key in figures for figures in results.values()):
+            rows.append([title, *(write(figures[key]) if key in figures else "–" for figures in results.values())])
+            intervals = [_interval(figures, key, write) for figures in results.values()]
+            if any(intervals):
+                rows.append(["  95 % interval", *(interval or "–" for interval in intervals)])
+    show_table(["", *results], rows)
+
+
+def _interval(figures: Figures, key: str, write: Callable[[float], str]) -> str:
+    """The ends of a figure's interval, with the unit once; nothing where it has none."""
+    if f"{key}_low" not in figures:
+        return ""
+    low, high = write(figures[f"{key}_low"]), write(figures[f"{key}_high"])
+    return f"{low.removesuffix(' %')}–{high}"
 
 
 def show_table(

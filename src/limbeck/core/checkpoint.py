@@ -109,8 +109,8 @@ class Checkpoints:
                 raise DamagedFileError(pointer, "it names no checkpoint")
         if path not in [self._path(step) for step in self.steps()]:
             raise DamagedFileError(pointer, f"there is no checkpoint {name[:40]!r}")
-        if not (path / MANIFEST).is_file() or sha256_of(path / MANIFEST) != seal:
-            read_manifest(path)  # which of the two is to blame: the manifest vouches for itself
+        read_manifest(path)  # it vouches for itself, so that if the two do not fit the pointer is to blame
+        if sha256_of(path / MANIFEST) != seal:
             raise DamagedFileError(pointer, f"it does not fit the manifest of {name}")
         return path
 

@@ -30,7 +30,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         DiskFullError: there is no room; the old content is untouched.
     """
     temporary = path.with_name(f"{path.name}{_TEMPORARY}{os.getpid()}")
-    with making_room(path, len(content), temporary):
+    with needing_room(path, len(content), temporary):
         _write(temporary, lambda target: target.write_bytes(content))
         _fsync(temporary)
         _rename(temporary, path)
@@ -72,7 +72,7 @@ def commit_folder(target: Path, fill: Callable[[Path], None], size: int = 0) -> 
         DiskFullError: there is no room; an existing target is untouched.
     """
     temporary = target.with_name(f"{target.name}{_TEMPORARY}{os.getpid()}")
-    with making_room(target, size, temporary):
+    with needing_room(target, size, temporary):
         _discard(temporary)
         temporary.mkdir(parents=True)
         _write(temporary, fill)
@@ -90,17 +90,12 @@ def verify_folder(folder: Path) -> list[str]:
     Raises:
         DamagedFileError: naming the first file that is missing, of another size, altered, or not within the folder.
     """
-    home, entries = folder.resolve(), read_manifest(folder)
+    entries = read_manifest(folder)
     for name, expected in entries.items():
-        path = folder / name
-        if not path.exists():
-            raise DamagedFileError(path, "missing")
-        if path.resolve() != home / name or not path.is_file():
-            raise DamagedFileError(path, "not a plain file within its folder")
-        if path.stat().st_size != expected.get("size"):
-            raise DamagedFileError(path, f"{path.stat().st_size} bytes instead of {expected.get('size')}")
-        if sha256_of(path) != expected.get("sha256"):
-            raise DamagedFileError(path, "its content changed (checksum)")
+        try:
+            _verify_file(folder, name, expected)
+        except (OSError, ValueError) as error:  # a disk that fails, or no file's name at all
+            raise DamagedFileError(folder / name, f"unreadable ({type(error).__name__})") from error
     return list(entries)
 
 
@@ -149,7 +144,7 @@ def is_leftover(path: Path) -> bool:
 
 
 @contextmanager
-def making_room(path: Path, needed: int, temporary: Path | None = None) -> Iterator[None]:
+def needing_room(path: Path, needed: int, temporary: Path | None = None) -> Iterator[None]:
     """Within it a full disk is a `DiskFullError`; whatever goes wrong, the temporary file or folder is removed.
 
     Args:
@@ -174,6 +169,18 @@ def _no_room(error: BaseException) -> bool:
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     # Either a file within the folder that is written, or safetensors, which has errors of its own.
     return isinstance(error, DiskFullError) or f"os error {errno.ENOSPC}" in str(error)
+
+
+def _verify_file(folder: Path, name: str, expected: dict[str, Any]) -> None:
+    path = folder / name
+    if not path.exists():
+        raise DamagedFileError(path, "missing")
+    if path.resolve() != folder.resolve() / name or not path.is_file():
+        raise DamagedFileError(path, "not a plain file within its folder")
+    if path.stat().st_size != expected.get("size"):
+        raise DamagedFileError(path, f"{path.stat().st_size} bytes instead of {expected.get('size')}")
+    if sha256_of(path) != expected.get("sha256"):
+        raise DamagedFileError(path, "its content changed (checksum)")
 
 
 def _seal(folder: Path) -> None:

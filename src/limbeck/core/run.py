@@ -14,7 +14,7 @@ from typing import IO, Any
 import yaml
 
 from limbeck.core.checkpoint import Checkpoints
-from limbeck.core.durable import is_leftover, making_room, read_json, remove_leftovers, write_bytes, write_json
+from limbeck.core.durable import is_leftover, needing_room, read_json, remove_leftovers, write_bytes, write_json
 from limbeck.core.errors import DamagedFileError, RecipeError, RunBusyError, UsageError
 from limbeck.core.recipe import read_yaml
 from limbeck.core.specs import Recipe
@@ -131,7 +131,7 @@ class Run:
         if row["step"] <= self._last_step.get(stage, -1):
             self._drop_rows(stage, row["step"])
         line = json.dumps({"stage": stage, **row}) + "\n"
-        with making_room(self.metrics_path, len(line)), self.metrics_path.open("a") as file:
+        with needing_room(self.metrics_path, len(line)), self.metrics_path.open("a") as file:
             file.write(line)
         self._last_step[stage] = row["step"]
 

@@ -163,7 +163,7 @@ class CacheSpec(OptionsBase):
     folder: str = Field(description="folder of the cache")
     kind: Literal["dense", "top-k", "hidden", "features"] = Field(
         "dense",
-        description="what is stored: logits; the k most probable tokens with the mass of the tail; hidden states at the "
+        description="what is stored: logits; the k most probable tokens with the tail's mass; hidden states at the "
         "tokens that count, with the head once; outputs of named layers, with the logits",
     )
     k: int = Field(50, ge=1, le=4096, description="tokens or classes an entry, for top-k")

@@ -8,7 +8,10 @@ from torch import Tensor
 
 from limbeck.core.batch import Batch
 from limbeck.core.errors import IncompatibleError
+from limbeck.core.method import DataInfo
+from limbeck.core.teacher import LiveTeacher, Teacher
 from limbeck.language.predictions import kept_labels, kept_tokens
+from limbeck.models.tokenizers import tokenizer_of
 from limbeck.objectives.cross_tokenizer import Group, align_spans
 from limbeck.objectives.tokens import IGNORED_LABEL
 
@@ -90,6 +93,22 @@ def aligned_groups(student_ends: list[int], teacher_ends: list[int]) -> tuple[li
         )
     groups: list[Group] = align_spans(student_ends, teacher_ends)
     return [ours for ours, _ in groups], [theirs for _, theirs in groups]
+
+
+def both_tokenizers(data: DataInfo, teacher: Teacher | None) -> tuple[Any, Any]:
+    """The tokenizers of the data, which is the student's, and of the teacher, from the folder that it was loaded from.
+
+    Raises:
+        IncompatibleError: one of them is not known.
+    """
+    ours = getattr(data.text, "tokenizer", None)
+    theirs = tokenizer_of(teacher.model) if isinstance(teacher, LiveTeacher) else None
+    if ours is None or theirs is None:
+        raise IncompatibleError(
+            "which tokens two vocabularies share is told by their tokenizers, and not both are known",
+            "load the teacher from a folder with its tokenizer, or set variant: aligned-bayesian, which needs none",
+        )
+    return ours, theirs
 
 
 def shared_vocabulary(student_tokenizer: Any, teacher_tokenizer: Any) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ class CachedReader:
 
     Attributes:
         length: tokens read so far.
+        vocab: how many token ids can be read.
 
     Raises:
         IncompatibleError: the model keeps a state of another kind, which cannot be rolled back.
@@ -30,6 +31,7 @@ class CachedReader:
         # window itself is in the mask.
         self._cache = DynamicCache()
         self.length = 0
+        self.vocab: int = self.model.get_input_embeddings().num_embeddings
 
     def read(self, ids: Tensor) -> Tensor:
         """Logits (items, tokens, vocab) after each of the next tokens (items, tokens)."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core.batch import Batch
+from limbeck.core.errors import IncompatibleError
 from limbeck.language.generation import Prompts, end_tokens, joined, response_lengths
 from limbeck.models.modes import evaluating
 from limbeck.objectives.sequence import mixed_log_probs
@@ -39,6 +40,9 @@ def generate_mixed(
 
     Returns:
         The batch that `generate` would return.
+
+    Raises:
+        IncompatibleError: one of them keeps no key-value cache.
     """
     ends = end_tokens(student, eos)
     device = next(student.parameters()).device
@@ -75,10 +79,15 @@ class _Reader:
     def __init__(self, model: nn.Module, prompts: Prompts, device: torch.device) -> None:
         from transformers import DynamicCache
 
+        takes = inspect.signature(_base(model).forward).parameters
+        if "past_key_values" not in takes:
+            raise IncompatibleError(
+                f"a {type(model).__name__} keeps no key-value cache", "use a causal model of transformers"
+            )
         self.model: Any = model
         self._cache = DynamicCache()
         self._mask = prompts.attention_mask.to(device)
-        self._takes_positions = "position_ids" in inspect.signature(_base(model).forward).parameters
+        self._takes_positions = "position_ids" in takes
         self._begun = False
 
     def read(self, ids: Tensor) -> Tensor:

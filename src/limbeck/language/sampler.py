@@ -1,7 +1,7 @@
 """On-policy text: who writes the continuations that a student learns from, and when."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,7 @@ from limbeck.core.errors import IncompatibleError
 from limbeck.core.method import DataInfo
 from limbeck.core.options import OptionsBase
 from limbeck.core.teacher import LiveTeacher, Teacher
-from limbeck.language.generation import generate, prompts_of
+from limbeck.language.generation import Prompts, generate, prompts_of
 from limbeck.language.replay import RememberedResponses, ReplayBuffer, text_batch
 
 Author = Literal["data", "student", "teacher", "replay", "student into replay"]
@@ -26,7 +26,9 @@ Policy = Callable[[float, bool], Author]
 class PromptOptions(OptionsBase):
     """What is continued, and how far."""
 
-    max_new_tokens: int = Field(128, ge=1, le=1 << 20, description="most tokens of a continuation")
+    max_new_tokens: int = Field(
+        128, ge=1, le=1 << 20, description="most tokens of a continuation; fewer where a model has no positions left"
+    )
     prompt_tokens: int = Field(
         16, ge=1, le=1 << 20, description="least tokens of a prompt: all of it in text that has none of its own"
     )
@@ -147,7 +149,7 @@ class OnPolicySampler(nn.Module):
             assert self.buffer is not None
             return self.buffer.draw(batch.size)
         writer = writer_of(teacher) if author == "teacher" else student
-        texts = known_to(write(writer, batch, self.writing, self.data), student, teacher)
+        texts = write(writer, batch, self.writing, self.data, readers(student, teacher))
         if author == "teacher" or self.buffer is None:
             return texts
         self.buffer.push(texts)
@@ -173,24 +175,40 @@ class TeacherTexts(nn.Module):
         """The batch's prompts with the teacher's continuations; see `generate` for the fields."""
         rows = self.responses.missing(batch["index"])
         if len(rows):
-            texts = write(writer_of(teacher), batch.select(rows), self.writing, self.data)
-            self.responses.store(batch["index"][rows], known_to(texts, student, teacher))
+            both = readers(student, teacher)
+            texts = write(writer_of(teacher), batch.select(rows), self.writing, self.data, both)
+            self.responses.store(batch["index"][rows], texts)
         return self.responses.recall(batch["index"], prompts_of(batch, self.writing.prompt_tokens))
 
 
-def write(model: nn.Module, batch: Batch, writing: WritingOptions, data: DataInfo) -> Batch:
-    """What a model writes after the prompts of a batch; see `generate`."""
+def write(
+    model: nn.Module, batch: Batch, writing: WritingOptions, data: DataInfo, readers: Sequence[nn.Module]
+) -> Batch:
+    """What a model writes after the prompts of a batch, as far as all `readers` can read it; see `generate`."""
+    prompts = prompts_of(batch, writing.prompt_tokens)
     texts = generate(
         model,
-        prompts_of(batch, writing.prompt_tokens),
-        max_new_tokens=writing.max_new_tokens,
+        prompts,
+        max_new_tokens=room_for(prompts, writing.max_new_tokens, readers),
         temperature=writing.sampling_temperature,
         top_k=writing.top_k,
         top_p=writing.top_p,
         num_beams=getattr(writing, "beams", 1),
         eos=end_of(data),
     )
-    return texts.to(batch["input_ids"].device)
+    return known_to(texts.to(batch["input_ids"].device), readers)
+
+
+def readers(student: nn.Module, teacher: Teacher | None) -> list[nn.Module]:
+    """The models that will have to read a text."""
+    return [student, teacher.model] if isinstance(teacher, LiveTeacher) else [student]
+
+
+def room_for(prompts: Prompts, most: int, readers: Sequence[nn.Module]) -> int:
+    """How many tokens, from 1 to `most`, all models still have positions for after the longest prompt."""
+    places = [getattr(getattr(model, "config", None), "max_position_embeddings", None) for model in readers]
+    room = min((count for count in places if count), default=1 << 62) - prompts.input_ids.shape[1]
+    return max(1, min(most, room))
 
 
 def end_of(data: DataInfo) -> int | None:
@@ -212,9 +230,8 @@ def writer_of(teacher: Teacher | None) -> nn.Module:
     )
 
 
-def known_to(texts: Batch, student: nn.Module, teacher: Teacher | None) -> Batch:
-    """Texts cut before the first token that either vocabulary lacks: checkpoints pad theirs to different lengths."""
-    readers = [student, *([teacher.model] if isinstance(teacher, LiveTeacher) else [])]
+def known_to(texts: Batch, readers: Sequence[nn.Module]) -> Batch:
+    """Texts cut before the first token that a vocabulary lacks: checkpoints pad theirs to different lengths."""
     found: list[Any] = [getattr(model, "get_input_embeddings", lambda: None)() for model in readers]
     sizes = [embeddings.num_embeddings for embeddings in found if hasattr(embeddings, "num_embeddings")]
     unknown = texts["input_ids"] >= min(sizes, default=1 << 62)

@@ -16,7 +16,7 @@ from limbeck.language.sampling import Sampling
 from limbeck.models.modes import device_of, evaluating
 from limbeck.objectives.speculative import SpeculativeStep, greedy_step, speculative_step
 
-Verify = Callable[[Tensor, Tensor | None, Tensor], SpeculativeStep]
+Verify = Callable[[Tensor, Tensor, Tensor], SpeculativeStep]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def speculative_decode(
 
     Args:
         target: a causal language model of transformers.
-        draft: another one over the same vocabulary; a padded vocabulary may be longer.
+        draft: another one over the same vocabulary, which either may pad.
         prompt: (tokens,) ids, at least one.
         max_new_tokens: most tokens to write, at least 1.
         drafted: tokens that the draft proposes at a time, at least 1.
@@ -82,8 +82,8 @@ def speculative_decode(
         IncompatibleError: no prompt, or a model whose state cannot be rolled back.
     """
 
-    def verify(tokens: Tensor, draft_probs: Tensor | None, logits: Tensor) -> SpeculativeStep:
-        if sampling.greedy or draft_probs is None:
+    def verify(tokens: Tensor, draft_probs: Tensor, logits: Tensor) -> SpeculativeStep:
+        if sampling.greedy:
             return greedy_step(tokens, logits)
         wanted = sampling.probabilities(logits)
         proposal, wanted = _same_vocabulary(draft_probs, wanted)
@@ -140,17 +140,20 @@ class _Loop:
         seconds = time.perf_counter() - self.begun
         return Decoded(tokens, tuple(accepted), tuple(proposed), len(accepted), seconds)
 
-    def _propose(self, count: int) -> tuple[Tensor, Tensor | None]:
+    def _propose(self, count: int) -> tuple[Tensor, Tensor]:
         """The draft's next tokens (1, count) and what they were drawn from (1, count, vocab)."""
         tokens, probs = [], []
         fresh = self.ids[:, self.draft.length :]
         for _ in range(count):
-            drawn, distribution = _draw(self.draft.read(fresh)[:, -1], self.sampling)
+            # Of padded vocabularies one is longer. The draft may propose anything that the target knows, and reads
+            # something else for what itself does not know: its proposals need not be good for the text to be exact.
+            known = fresh.masked_fill(fresh >= self.draft.vocab, 0)
+            drawn, distribution = _draw(self.draft.read(known)[:, -1, : self.target.vocab], self.sampling)
             tokens.append(drawn)
             probs.append(distribution)
             fresh = drawn
         if not tokens:
-            return self.ids.new_empty(1, 0), None
+            return self.ids.new_empty(1, 0), torch.zeros(1, 0, self.target.vocab, device=self.ids.device)
         return torch.cat(tokens, 1), torch.stack(probs, 1)
 
     def _check(self, tokens: Tensor) -> Tensor:

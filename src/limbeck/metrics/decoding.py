@@ -24,7 +24,7 @@ def evaluate_decoding(
     *,
     prompts: int = 8,
     prompt_tokens: int = 32,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = 32,
     drafted: int = 4,
     sampling: Sampling = Sampling(),  # noqa: B008  # immutable
     seed: int = 0,

@@ -11,8 +11,8 @@ from limbeck.core.explain import explain
 from limbeck.core.specs import ModelSpec
 from limbeck.models.configs import SHIPPED
 
-Kind = Literal["shipped", "timm", "hf", "config", "run", "stage", "folder"]
-FORMS = ("timm:NAME", "hf:FOLDER_OR_ID", "config:TYPE", "run:FOLDER", "stage:NAME")
+Kind = Literal["shipped", "timm", "hf", "config", "run", "stage", "served", "folder"]
+FORMS = ("timm:NAME", "hf:FOLDER_OR_ID", "config:TYPE", "run:FOLDER", "stage:NAME", "served:URL")
 _PACKAGES = {"timm": ("timm", "vision"), "hf": ("transformers", "language"), "config": ("transformers", "language")}
 
 
@@ -37,7 +37,7 @@ def parse_model_name(name: str) -> ModelName:
     if name in SHIPPED:
         return ModelName("shipped", name)
     prefix, colon, value = name.partition(":")
-    if colon and value and prefix in ("timm", "hf", "config", "run", "stage"):
+    if colon and value and prefix in ("timm", "hf", "config", "run", "stage", "served"):
         return ModelName(prefix, value)  # type: ignore[arg-type]  # checked in the line above
     if Path(name).expanduser().is_dir():
         return ModelName("folder", name)
@@ -68,6 +68,10 @@ def check_model(spec: ModelSpec, key: str = "model") -> None:
         raise RecipeError(f"{key}.name", f"there is no folder '{value}'", "give a folder that holds config.json")
     if kind == "shipped":
         check_arguments(value, spec.arguments, key)
+    if kind == "served":
+        from limbeck.teachers.options import check_served
+
+        check_served(spec, key)
 
 
 def check_arguments(name: str, arguments: object, key: str = "model") -> None:

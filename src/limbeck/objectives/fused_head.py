@@ -37,7 +37,7 @@ class RowMeasure(Protocol):
 
 
 @dataclass(frozen=True)
-class HiddenTeacher:
+class HiddenTeacher(RowMeasure):
     """A teacher given by hidden states and its frozen head; its logits are computed chunk by chunk as well."""
 
     hidden: Float[Tensor, "*items width"]
@@ -51,7 +51,7 @@ class HiddenTeacher:
 
 
 @dataclass(frozen=True)
-class DenseTeacher:
+class DenseTeacher(RowMeasure):
     """A teacher given by its logits."""
 
     logits: Float[Tensor, "*items vocab"]
@@ -61,7 +61,7 @@ class DenseTeacher:
 
 
 @dataclass(frozen=True)
-class TopKTeacher:
+class TopKTeacher(RowMeasure):
     """A teacher given by k token ids and their log-probabilities at temperature 1; goes with a top-k divergence."""
 
     ids: Int[Tensor, "*items k"]

@@ -85,12 +85,12 @@ def _lines(chart: Chart, series: Sequence[Series], budget: int) -> list[dict[str
             continue
         steps = list(seeds[0])
         joint = len(seeds) > 1 and all(list(points) == steps for points in seeds)
-        mean = [sum(points[step] for points in seeds) / len(seeds) for step in steps] if joint else None
+        mean: list[float] = [sum(points[step] for points in seeds) / len(seeds) for step in steps] if joint else []
         lines.append(
             {
                 "series": number,
                 "seeds": [[list(points), [_short(value) for value in points.values()]] for points in seeds],
-                "mean": mean and [steps, [_short(value) for value in mean]],
+                "mean": [steps, [_short(value) for value in mean]] if mean else None,
             }
         )
     return lines

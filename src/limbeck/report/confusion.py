@@ -37,7 +37,8 @@ def confusion(story: Story) -> Section | None:
 def _count(story: Story, series: Series) -> "tuple[Tensor, tuple[str, ...]] | None":
     import torch
 
-    total, names = None, ()
+    total: Tensor | None = None
+    names: tuple[str, ...] = ()
     for view in series.group.views[:20]:
         try:
             said = story.predictions(view)
@@ -64,7 +65,8 @@ def _matrix(series: Series, matrix: "Tensor", names: tuple[str, ...]) -> Html:
         for row, name in enumerate(names)
     )
     return fill(
-        "<div class='scroll' tabindex='0' role='region' aria-label='Confusion matrix of {0}'><table class='confusion c{1}'>"
+        "<div class='scroll' tabindex='0' role='region' aria-label='Confusion matrix of {0}'>"
+        "<table class='confusion c{1}'>"
         "<caption class='hidden'>Confusion matrix of {0}: rows are true classes, columns predicted ones</caption>"
         "<thead><tr><td></td>{2}<th scope='col' class='recall'>right</th></tr></thead><tbody>{3}</tbody></table></div>",
         series.label,
@@ -99,7 +101,8 @@ def _pairs(series: Series, matrix: "Tensor", names: tuple[str, ...]) -> Html:
         for cell in top
     )
     return fill(
-        "<table class='pairs'><caption class='hidden'>The pairs that {} confuses most</caption><thead><tr><th scope='col'>is</th>"
+        "<table class='pairs'><caption class='hidden'>The pairs that {} confuses most</caption>"
+        "<thead><tr><th scope='col'>is</th>"
         "<th scope='col'>taken for</th><th scope='col' class='number'>items</th></tr></thead><tbody>{}</tbody></table>",
         series.label,
         rows,

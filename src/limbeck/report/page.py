@@ -37,7 +37,11 @@ def write_report(
         UsageError: a folder holds no run.
         DamagedFileError: a run's recipe or results cannot be read.
     """
-    story = Story.of(runs)
+    return write_story(Story.of(runs), path, title=title, panels=panels)
+
+
+def write_story(story: Story, path: Path | str, *, title: str = "", panels: Sequence[Panel] | None = None) -> Path:
+    """`write_report` for runs that were read already."""
     chosen = standard_panels() if panels is None else panels
     sections = [section for section in (panel(story) for panel in chosen) if section is not None]
     target = Path(path)
@@ -87,7 +91,9 @@ def _result(story: Story, number: int) -> Html:
     said = headline(story, group)
     name = fill("<span class='whose'>{}</span> ", group.name) if len(story.groups) > 1 else Html("")
     heading = "h1" if number == 0 else "p"
-    return fill("<{0} class='result'>{1}{2}</{0}><p class='detail'>{3}</p>", Html(heading), name, said.title, said.detail)
+    return fill(
+        "<{0} class='result'>{1}{2}</{0}><p class='detail'>{3}</p>", Html(heading), name, said.title, said.detail
+    )
 
 
 def _unfinished(view: RunView) -> str:

@@ -68,7 +68,8 @@ def _card(said: Predictions, item: int, colours: dict[str, int]) -> Html:
     truth = said.names[label] if label >= 0 else "not labelled"
     return fill(
         "<li><figure><img src='{source}' alt='validation item {row}, {truth}' width='72' height='72'>"
-        "<figcaption><span class='truth' title='{truth}'><span class='hidden'>label </span>{truth}</span><ul>{answers}</ul></figcaption></figure></li>",
+        "<figcaption><span class='truth' title='{truth}'><span class='hidden'>label </span>{truth}</span>"
+        "<ul>{answers}</ul></figcaption></figure></li>",
         source=data_uri(said.image(item)),
         row=int(said.rows[item]),
         truth=truth,

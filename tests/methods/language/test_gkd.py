@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from limbeck.core.checkpoint import Checkpoints
+from limbeck.core.errors import IncompatibleError
 from limbeck.core.randomness import reseed
 from limbeck.core.teacher import Ensemble, LiveTeacher
 from limbeck.language.generation import generate, prompts_of
@@ -52,11 +53,11 @@ def test_sampled_text_is_a_function_of_the_streams():
 
 
 def test_only_a_model_that_writes_can_be_on_policy():
-    with pytest.raises(Exception, match="generates no text"):
+    with pytest.raises(IncompatibleError, match="generates no text"):
         update_of(build("gkd", student=Headless(gpt2()), lam=1.0, **SHORT))
     both_teachers = Ensemble([LiveTeacher(llama()), LiveTeacher(llama(seed=4))])
     update_of(build("gkd", teacher=both_teachers, lam=1.0, **SHORT))  # an ensemble may judge
-    with pytest.raises(Exception, match="Ensemble writes no text"):
+    with pytest.raises(IncompatibleError, match="Ensemble writes no text"):
         update_of(build("gkd", teacher=both_teachers, lam=0.0, seq_kd=True, **SHORT))
 
 

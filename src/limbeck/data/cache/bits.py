@@ -70,7 +70,7 @@ class SortedSets:
         bits = torch.zeros(len(members), 8 * self.unary_bytes, dtype=torch.uint8, device=device)
         bits.scatter_(1, places, 1)
         weights = (1 << torch.arange(8, device=device)).to(torch.uint8)
-        high = (bits.view(len(members), -1, 8) * weights).sum(-1, dtype=torch.uint8)
+        high = (bits.view(len(members), self.unary_bytes, 8) * weights).sum(-1, dtype=torch.uint8)
         return torch.cat([pack(members & ((1 << self.low) - 1), self.low), high], 1)
 
     def decode(self, stored: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class SortedSets:
         places = bits.flatten(1).nonzero()[:, 1]
         if len(places) != len(stored) * self.count:
             raise ValueError(f"these bytes hold no sets of {self.count}")
-        upper = places.view(-1, self.count) - torch.arange(self.count, device=stored.device)
+        upper = places.view(len(stored), self.count) - torch.arange(self.count, device=stored.device)
         return (upper << self.low) | low
 
 

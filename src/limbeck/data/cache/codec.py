@@ -59,7 +59,7 @@ class TopKCodec:
     Args:
         k: tokens a position, 1 to 65535.
         vocab: number of token ids, at least k and below 2^32.
-        bits: of a log-probability's code, 1 to 8; by default the most, from 6 to 8, that 2.6 bytes an entry leave room for.
+        bits: of a log-probability's code, 1 to 8; by default 6 to 8, as many as 2.6 bytes an entry leave room for.
     """
 
     def __init__(self, k: int, vocab: int, bits: int | None = None) -> None:
@@ -123,7 +123,9 @@ class TopKCodec:
             raise ValueError(f"records of {self.record_bytes} bytes expected, not {tuple(records.shape)}")
         sizes = [_HEAD_BYTES, self.sets.size, packed_bytes(self.k, self.bits)]
         head, sets, packed = records.split(sizes, 1)
-        log_tail, span, log_partition = head.contiguous().view(torch.float16).float().split(1, 1)
+        log_tail, span, log_partition = (
+            head.clone(memory_format=torch.contiguous_format).view(torch.float16).float().split(1, 1)
+        )
         low = (span / 3).exp()
         codes = unpack(packed, self.k, self.bits).float()
         relative = 3 * torch.log(torch.addcmul(low, codes, (1 - low) / (2**self.bits - 1)))
@@ -135,6 +137,6 @@ class TopKCodec:
         """log of what the k tokens leave over (tokens, 1) float16, -inf where they are the whole vocabulary."""
         if self.k == self.vocab:
             return torch.full_like(log_probs[:, :1], -torch.inf, dtype=torch.float16)
-        # In float64: one minus a sum loses the digits of a small tail. The limits are the least that float16 tells apart.
+        # In float64: one minus a sum loses the digits of a small tail. The limits are what float16 still tells apart.
         tail = 1 - log_probs.double().exp().sum(-1, keepdim=True)
         return tail.clamp(1e-8, 1 - 2.0**-23).log().half()

@@ -4,6 +4,7 @@ Item numbers alone do not tell training from validation data, masked text from p
 """
 
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -34,8 +35,7 @@ def marks_of(batch: Batch, shift: int | None) -> dict[str, Tensor]:
         ids = batch["input_ids"] + 1
         found = {"marks.tokens": _hash(ids if present is None else ids * present)}
         return found if shift is None else found | {"marks.kept": _hash(kept_tokens(batch, shift).long())}
-    pixels = batch["image"].flatten(1) if batch["image"].ndim < 4 else batch["image"][:, 0].flatten(1)
-    points = pixels[:, _points(pixels.shape[1]).to(pixels.device)].float()
+    points = _looked_at(batch["image"]).float()
     points = points - points.mean(1, keepdim=True)
     spread = points.std(1, correction=0, keepdim=True)
     return {"marks.image": torch.where(spread > _FLAT, points / spread.clamp_min(_FLAT), 0.0).half()}
@@ -55,19 +55,35 @@ def check_marks(batch: Batch, found: Mapping[str, Tensor], stored: Mapping[str, 
             wrong = here != there
         if wrong.any():
             item = int(batch["index"][int(wrong.nonzero()[0])])
-            what = {"marks.kept": "counts other tokens", "marks.tokens": "has other tokens"}.get(name, "is another image")
+            what = {"marks.kept": "counts other tokens", "marks.tokens": "has other tokens"}.get(
+                name, "is another image"
+            )
             raise ForeignCacheError(
                 f"item {item} {what} than the teacher was shown when the cache was made",
-                "a cache serves the training data, unchanged; other data and methods that change them need a live teacher",
+                "take a live teacher for other data, and for methods that change what they are given",
                 ("targets" if name == "marks.kept" else "data",),
             )
 
 
 def _hash(values: Tensor) -> Tensor:
     """Hashes (items,) of integers (items, length): sums with odd factors modulo 2^64, exact on every device."""
-    draws = torch.randint(-(2**62), 2**62, (values.shape[1],), generator=generator(0, "marks"))
-    return (values.long() * (2 * draws + 1).to(values.device)).sum(1)
+    return (values.long() * _factors(values.shape[1]).to(values.device)).sum(1)
 
 
+@cache
+def _factors(length: int) -> Tensor:
+    return 2 * torch.randint(-(2**62), 2**62, (length,), generator=generator(0, "marks")) + 1
+
+
+def _looked_at(image: Tensor) -> Tensor:
+    """Up to 32 points (items, points) of the first channel, or of whatever an item is made of."""
+    if image.ndim != 4:
+        image = image.flatten(1)[:, None, None]
+    height, width = image.shape[-2:]
+    points = _points(height * width).to(image.device)
+    return image[:, 0, points // width, points % width]
+
+
+@cache
 def _points(count: int) -> Tensor:
     return torch.randperm(count, generator=generator(0, "points", count))[:_POINTS]

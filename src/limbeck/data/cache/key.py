@@ -68,9 +68,10 @@ class CacheKey:
             epochs=views.epochs if source.varied else None,
         )
 
-    def as_json(self) -> dict[str, Any]:
-        """The key as plain data."""
-        return asdict(self)
+    @property
+    def digest(self) -> str:
+        """Hash of the whole key."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     def differences(self, stored: "CacheKey") -> tuple[str, ...]:
         """Names of what another key has otherwise; more epochs than are needed are no difference."""
@@ -91,8 +92,12 @@ class CacheKey:
         """
         wrong = self.differences(stored)
         if wrong:
-            reasons = "; ".join(_REASONS[name].format(there=getattr(stored, name), here=getattr(self, name)) for name in wrong)
-            raise ForeignCacheError(f"the cache in {folder} is not for this: {reasons}", "choose another cache.folder", wrong)
+            reasons = "; ".join(
+                _REASONS[name].format(there=getattr(stored, name), here=getattr(self, name)) for name in wrong
+            )
+            raise ForeignCacheError(
+                f"the cache in {folder} is not for this: {reasons}", "choose another cache.folder", wrong
+            )
 
 
 _REASONS = {
@@ -135,7 +140,10 @@ def tokenizer_fingerprint(tokenizer: Any) -> str | None:
         return None
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        content = {"vocab": tokenizer.get_vocab(), "special": {k: str(v) for k, v in tokenizer.special_tokens_map.items()}}
+        content = {
+            "vocab": tokenizer.get_vocab(),
+            "special": {k: str(v) for k, v in tokenizer.special_tokens_map.items()},
+        }
     else:
         content = json.loads(backend.to_str())
         for passing in ("truncation", "padding"):  # set by the last call, no property of the tokenizer
@@ -147,7 +155,7 @@ def _hash(*tensors: Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -73,7 +73,9 @@ class Numbering:
         index = batch["index"].cpu()
         if int(index.max()) >= self.items or int(index.min()) < 0:
             raise ForeignCacheError(
-                f"item {int(index.max())} is not among the {self.items:,} of the cache", "these are other data", ("data",)
+                f"item {int(index.max())} is not among the {self.items:,} of the cache",
+                "these are other data",
+                ("data",),
             )
         view = batch["view"].cpu() if "view" in batch else None
         if self.varied == (view is not None):

@@ -57,6 +57,8 @@ class FeatureMethod(Method):
     ) -> None:
         super().__init__(options, student=student, teacher=teacher, data=data)
         assert teacher is not None
+        if isinstance(teacher, LiveTeacher):
+            teacher.until_layers = not self.options.kd_weight  # what lies behind the last layer is then never run
         self.student_layers, self.teacher_layers = self._paired_layers(teacher)
         self.connectors = nn.ModuleDict()
         student_features, teacher_features = self._example_features(data.example, teacher)

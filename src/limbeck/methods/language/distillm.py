@@ -1,6 +1,7 @@
 """DistiLLM: skew divergences on as much of the student's own text as it needs (Ko et al., 2024)."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -118,7 +119,8 @@ class DistiLLM(TokenMethod):
             text = self.sampler(self.student, self.teacher, trained, self.clock.progress)
         else:  # a micro-batch of held-out items alone adds nothing, but takes its turn
             text = batch.replace(labels=torch.full_like(batch["labels"], IGNORED_LABEL))
-        yield self.with_pretraining(self.match(text), batch)
+        update = self.with_pretraining(self.match(text), batch)
+        yield replace(update, logs={**update.logs, "threshold": self.adaptive.threshold.clone()})
 
     @torch.no_grad()
     def hold_out(self, batch: Batch) -> Batch:
@@ -147,4 +149,4 @@ class DistiLLM(TokenMethod):
         text = second_text(batch, "pretraining_")
         loss = next_token_loss(self.read_student(text), kept_labels(text, self.read_student.shift))
         logs = {**update.logs, "pretraining": loss.detach()}
-        return Update("student", update.loss + self.options.lm_weight * loss, update.weight, logs)
+        return replace(update, loss=update.loss + self.options.lm_weight * loss, logs=logs)

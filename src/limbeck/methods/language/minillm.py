@@ -18,7 +18,7 @@ from limbeck.language.generation import prompts_of
 from limbeck.language.mixed import generate_mixed
 from limbeck.language.predictions import TokenReader, kept_labels
 from limbeck.language.rollout import PolicyGradient, Rollout, by_item, filled_places, known_teacher, settled, spoken_by
-from limbeck.language.sampler import PromptOptions, end_of, known_to, writer_of
+from limbeck.language.sampler import PromptOptions, end_of, known_to, room_for, writer_of
 from limbeck.methods.language.token_method import Terms, token_losses
 from limbeck.objectives.divergences import divergence
 from limbeck.objectives.sequence import (
@@ -75,7 +75,9 @@ class MiniLLM(Method):
         single_step: bool = Field(True, description="a token's own reward by its exact expectation, not by sampling")
         clip_range: float = Field(0.2, gt=0, lt=1, description="the paper's epsilon: bounds of the surrogate's ratio")
         ppo_epochs: int = Field(4, ge=1, le=1000, description="how often each rollout is learnt from")
-        minibatches: int = Field(1, ge=1, le=1000, description="parts of a rollout, with an optimizer step each")
+        minibatches: int = Field(
+            1, ge=1, le=1000, description="parts of a rollout, each with a step of its own; at most one an item"
+        )
         lm_weight: float = Field(1.0, ge=0, le=1e6, description="weight of the pretraining text, where there is one")
         kd_ratio: float = Field(0.5, ge=0, le=1, description="share of forward KL on it; the rest is cross-entropy")
         compat: Literal["official", "trl"] | None = Field(
@@ -92,8 +94,9 @@ class MiniLLM(Method):
 
     def step(self, batch: Batch) -> Iterator[Update]:
         rollout, reverse_kl = self.roll_out(batch)
+        parts = min(self.options.minibatches, batch.size)
         for _ in range(self.options.ppo_epochs):
-            for rows in torch.randperm(batch.size).tensor_split(self.options.minibatches):
+            for rows in torch.randperm(batch.size).tensor_split(parts):
                 yield self.improve(rollout.select(rows), batch.select(rows), reverse_kl)
 
     @torch.no_grad()
@@ -101,15 +104,11 @@ class MiniLLM(Method):
         """Texts that both models write after the batch's prompts, and their reverse KL as far as the tokens tell."""
         assert self.teacher is not None
         options = self.options
-        text = generate_mixed(
-            self.student,
-            writer_of(self.teacher),
-            prompts_of(batch, options.prompt_tokens),
-            share=options.alpha,
-            max_new_tokens=options.max_new_tokens,
-            eos=end_of(self.data),
-        )
-        text = known_to(text, self.student, self.teacher)
+        writers = self.student, writer_of(self.teacher)
+        prompts = prompts_of(batch, options.prompt_tokens)
+        most = room_for(prompts, options.max_new_tokens, writers)
+        text = generate_mixed(*writers, prompts, share=options.alpha, max_new_tokens=most, eos=end_of(self.data))
+        text = known_to(text, writers)
         teacher = known_teacher(self.teacher.tokens(text))
         spoken = spoken_by(settled(self.read_student, text), teacher, kept_labels(text), options.alpha)
         weights = importance_weights(spoken.student, spoken.sampler)

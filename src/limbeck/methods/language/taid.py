@@ -1,13 +1,15 @@
 """TAID: a target that moves from the student to the teacher (Shing et al., 2025)."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from limbeck.core.batch import Batch
 from limbeck.core.card import Card
-from limbeck.core.method import DataInfo
+from limbeck.core.method import DataInfo, Update
 from limbeck.core.options import OptionsBase
 from limbeck.core.registry import register
 from limbeck.core.teacher import Teacher
@@ -71,6 +73,10 @@ class TAID(TokenMethod):
 
     def divergence(self) -> TokenDivergence:
         return lambda student, teacher, temperature: interpolated_cross_entropy(student, teacher, self.time)
+
+    def match(self, batch: Batch) -> Update:
+        update = super().match(batch)
+        return replace(update, logs={**update.logs, "time": self.time.clone()})
 
     @torch.no_grad()
     def after_update(self, player: str, logs: Mapping[str, Tensor]) -> None:

@@ -10,12 +10,11 @@ from torch.nn import functional as F
 
 from limbeck.core.batch import Batch
 from limbeck.core.card import Card
-from limbeck.core.errors import IncompatibleError
 from limbeck.core.method import DataInfo, Method, Update
 from limbeck.core.options import OptionsBase
 from limbeck.core.registry import register
 from limbeck.core.teacher import Teacher, logits_of_tokens
-from limbeck.language.answers import Answers, aligned_groups, answers, second_text, shared_vocabulary
+from limbeck.language.answers import Answers, aligned_groups, answers, both_tokenizers, second_text, shared_vocabulary
 from limbeck.language.predictions import TokenReader
 from limbeck.objectives.cross_tokenizer import hybrid_distance, merge_rows, universal_logit_distillation
 from limbeck.objectives.divergences import log_probabilities, sorted_wasserstein
@@ -69,18 +68,20 @@ class UniversalLogitDistillation(Method):
             description="of the JSD of `hybrid`; the shared part of the teacher's vocabulary if absent",
         )
 
+    student_shared: Tensor
+    teacher_shared: Tensor
+
     def __init__(
         self, options: OptionsBase, *, student: nn.Module, teacher: Teacher | None = None, data: DataInfo
     ) -> None:
         super().__init__(options, student=student, teacher=teacher, data=data)
         self.read_student = TokenReader(student, data.example)
         second_text(data.example, "teacher_")  # refused now rather than at the first step
-        shared = self._shared_vocabulary() if self.options.variant == "hybrid" else (torch.zeros(0),) * 2
+        shared = (torch.zeros(0).long(),) * 2
+        if self.options.variant == "hybrid":
+            shared = shared_vocabulary(*both_tokenizers(data, teacher))
         for side, ids in zip(("student", "teacher"), shared, strict=True):
-            self.register_buffer(f"{side}_shared", ids.long(), persistent=False)
-
-    student_shared: Tensor
-    teacher_shared: Tensor
+            self.register_buffer(f"{side}_shared", ids, persistent=False)
 
     def step(self, batch: Batch) -> Iterator[Update]:
         assert self.teacher is not None
@@ -129,15 +130,6 @@ class UniversalLogitDistillation(Method):
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         return log_probabilities(logits, self.options.temperature).exp()
-
-    def _shared_vocabulary(self) -> tuple[Tensor, Tensor]:
-        ours, theirs = (getattr(self.data.text, name, None) for name in ("tokenizer", "teacher_tokenizer"))
-        if ours is None or theirs is None:
-            raise IncompatibleError(
-                "which tokens the two vocabularies share is told by their tokenizers, and the data have not both",
-                "set variant: aligned-bayesian, which needs none",
-            )
-        return shared_vocabulary(ours, theirs)
 
 
 def cross_entropies(student: Answers) -> Tensor:

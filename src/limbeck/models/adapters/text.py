@@ -36,7 +36,9 @@ def build_from_type(model_type: str, arguments: dict[str, Any], data: DataInfo, 
             raise RecipeError(f"{key}.arguments.{name}", f"not in the configuration of '{model_type}'", hint)
     found = {name: value for name, value in fresh_fields(data).items() if hasattr(usual, name)}
     try:
-        config = config_class(**{**found, **given})
+        # By the type's own names: GPT-2 says n_positions for max_position_embeddings, and takes both.
+        names = getattr(config_class, "attribute_map", {})
+        config = config_class(**{names.get(name, name): value for name, value in (found | given).items()})
     except Exception as error:  # what configurations raise has no common class of its own
         raise RecipeError(f"{key}.arguments", _reason(error), f"see the configuration of '{model_type}'") from error
     return build_fresh(config, arguments.get("architecture"), data, key)

@@ -1,0 +1,103 @@
+"""The demo: from nothing to a table and a report, and on from where it stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from limbeck import demo
+from limbeck.core.errors import Interrupted, UsageError
+from limbeck.core.run import Run
+
+
+def words(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "limbeck", "demo", *arguments]
+
+
+def test_the_command_prints_a_table_and_writes_a_report(tmp_path):
+    out = tmp_path / "demo"
+    done = subprocess.run(
+        words("--quick", "--seeds", "2", "--out", str(out)), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    header, *rows = done.stdout.splitlines()[:4]
+    for title in ("Accuracy", "Agrees with teacher", "Parameters", "FLOPs", "Latency", "Training"):
+        assert title in header
+    assert [row.split()[0] for row in rows] == ["teacher", "alone", "distilled"]
+    assert all("±" in row for row in rows)
+    assert "over 2 seeds" in done.stdout
+    assert str(out / "report.html") in done.stdout
+    assert (out / "report.html").stat().st_size < 2 * 1024 * 1024
+    assert {path.name for path in out.iterdir()} == {"seed-0", "seed-1", "report.html"}
+    assert "<h1" in (out / "report.html").read_text()
+
+
+def test_an_interrupted_demo_exits_with_3_and_goes_on(tmp_path):
+    arguments = words("--quick", "--seeds", "1", "--out", str(tmp_path / "demo"))
+    stopped = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert stopped.stderr is not None
+    first = stopped.stderr.readline()  # a line of progress: training is under way
+    assert "seed 0 teacher" in first
+    stopped.send_signal(signal.SIGINT)
+    said = stopped.communicate(timeout=60)[1]
+    assert stopped.returncode == 3, said
+    assert f"continue with: limbeck demo --out {tmp_path / 'demo'} --seeds 1 --quick" in said
+    assert not (tmp_path / "demo" / "report.html").exists()
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_resumed_demo_is_the_same_to_the_bit(tmp_path, monkeypatch):
+    whole = demo.demonstrate(tmp_path / "whole", 1, quick=True, quiet=True)
+
+    @contextmanager
+    def interrupting() -> Iterator[demo.Watch]:
+        def watch(stage: str, steps: int, row: dict) -> None:
+            if stage == "seed 0 distilled" and row["step"] == 50:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        yield watch
+
+    monkeypatch.setattr(demo, "progress", interrupting)
+    with pytest.raises(Interrupted, match="demo --out"):
+        demo.demonstrate(tmp_path / "cut", 1, quick=True)
+    cut = demo.demonstrate(tmp_path / "cut", 1, quick=True, quiet=True)
+    rows = [_without_time(Run.open(shown.report.parent / "seed-0")) for shown in (whole, cut)]
+    assert rows[0] == rows[1]
+    assert whole.table()[0] == cut.table()[0]
+
+
+def _without_time(run: Run) -> list[str]:
+    return [json.dumps({key: value for key, value in row.items() if key != "seconds"}) for row in run.metrics()]
+
+
+def test_only_the_objective_sets_the_students_apart():
+    from limbeck.core.recipe import load_recipe
+
+    recipe = load_recipe("demo")
+    teacher, alone, distilled = recipe.stages
+    assert alone.student == distilled.student
+    assert alone.train == distilled.train
+    assert not alone.teacher
+    assert distilled.teacher[0].name == f"stage:{teacher.name}"
+
+
+@pytest.mark.parametrize("seeds", [0, -1, 101])
+def test_bad_numbers_of_seeds(tmp_path, seeds):
+    with pytest.raises(UsageError, match="--seeds"):
+        demo.demonstrate(tmp_path / "demo", seeds, quick=True)
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_quick_demo_does_not_go_on_as_a_full_one(tmp_path: Path):
+    from limbeck.core.recipe import load_recipe
+
+    Run.create(tmp_path / "seed-0", load_recipe("demo", {"teacher.train.steps": 60}))
+    with pytest.raises(UsageError, match=r"another recipe .*(\n.*)*--quick"):
+        demo.demonstrate(tmp_path, 1, quiet=True)
