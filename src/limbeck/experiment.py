@@ -77,7 +77,8 @@ class Experiment:
                 self._set_status("running")
                 for stage in self.recipe.stages:
                     self._pause(f"stage '{stage.name}' has not begun")
-                    self.results[stage.name] = self._finished(stage) or self._run_stage(stage)
+                    finished = self._finished(stage)
+                    self.results[stage.name] = self._run_stage(stage) if finished is None else finished
                 self._save(self.results[self.recipe.stages[-1].name], self.run.student)
                 self._set_status("done")
             except (Interrupted, KeyboardInterrupt):

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from limbeck.cli.overrides import parse_value
 from limbeck.core.errors import UsageError
+from limbeck.scalars import parse_scalar
 
 if TYPE_CHECKING:
     import optuna
@@ -70,11 +70,11 @@ def _parse_axis(path: str, text: str) -> Axis:
     if not path or not text:
         raise UsageError(f"search: '{path}={text}' has no {'values' if path else 'path'}", _FORMS)
     if ":" not in text:
-        values = tuple(parse_value(path, part) for part in text.split(","))
+        values = tuple(parse_scalar(path, part) for part in text.split(","))
         if len(values) < 2 or not all(isinstance(value, str | int | float | None) for value in values):
             raise UsageError(f"{path}: '{text}' is no range and no list of two or more plain values", _FORMS)
         return Axis(path, choices=values)
-    low, high, *scale = (parse_value(path, part) for part in text.split(":"))
+    low, high, *scale = (parse_scalar(path, part) for part in text.split(":"))
     numbers = [value for value in (low, high) if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(numbers) != 2 or scale not in ([], ["log"]):
         raise UsageError(f"{path}: '{text}' is no range", _FORMS)

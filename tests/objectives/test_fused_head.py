@@ -10,6 +10,7 @@ from limbeck.objectives.fused_head import (
     TopKTeacher,
     chunk_rows,
     fused_head_divergence,
+    fused_head_losses,
 )
 from limbeck.objectives.topk import topk_divergence
 
@@ -72,6 +73,30 @@ def test_random_shapes(seed):
     problem, loss = Problem(seed, (batch, length), width, vocab), divergence("jsd", beta=0.3)
     fused = problem.fused(loss, chunk_size=chunk, labels=problem.labels, hard_weight=0.4, soft_weight=0.7)
     assert_equal(problem, fused, problem.naive(loss, soft=0.7, hard=0.4))
+
+
+@pytest.mark.parametrize(("soft", "hard"), [(0.7, 0.4), (1.0, 0.0), (0.0, 2.0), (0.0, 0.0)])
+def test_the_parts_come_with_the_total(soft, hard):
+    problem, loss = Problem(), divergence("jsd")
+    losses = fused_head_losses(
+        problem.hidden,
+        problem.weight,
+        problem.teacher,
+        loss,
+        bias=problem.bias,
+        mask=problem.mask,
+        labels=problem.labels,
+        soft_weight=soft,
+        hard_weight=hard,
+        chunk_size=3,
+    )
+    assert_equal(problem, losses.total, problem.naive(loss, soft=soft, hard=hard) + 0 * problem.logits.sum())
+    nothing = torch.zeros(())
+    torch.testing.assert_close(losses.divergence, problem.naive(loss).detach() if soft else nothing)
+    torch.testing.assert_close(losses.cross_entropy, problem.naive(loss, soft=0, hard=1).detach() if hard else nothing)
+    assert losses.total.requires_grad
+    assert not losses.divergence.requires_grad
+    assert not losses.cross_entropy.requires_grad
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 5, 1000])

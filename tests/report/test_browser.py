@@ -201,7 +201,7 @@ def test_hostile_text_does_nothing(browser, tmp_path):
         recipe(data={"name": f"object:{EVIL}"}),
         check=False,
         results={"alone": {"accuracy": 0.5, "items": 10, "phases": {EVIL: 1.0}}},
-        rows=[{"stage": "alone", "step": step, "student/loss": 1.0, EVIL: 2.0} for step in (1, 2)],
+        rows=[{"stage": "alone", "step": step, "student/loss": 1 / step, EVIL: 2.0} for step in (1, 2)],
         status={"status": EVIL, "error": EVIL, "versions": {EVIL: EVIL}, "hardware": EVIL},
     )
     twin = write_run(tmp_path / "twin", recipe(), results={})

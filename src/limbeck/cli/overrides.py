@@ -3,9 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import yaml
-
 from limbeck.core.errors import UsageError, nearest
+from limbeck.scalars import parse_scalar
 
 
 def parse_overrides(words: Sequence[str], options: Iterable[str] = ()) -> dict[str, Any]:
@@ -32,7 +31,7 @@ def parse_overrides(words: Sequence[str], options: Iterable[str] = ()) -> dict[s
             value = remaining.pop(0)
         if key in found:
             raise UsageError(f"{key}: given twice", "keep one of them")
-        found[key] = parse_value(key, value)
+        found[key] = parse_scalar(key, value)
     return found
 
 
@@ -41,21 +40,3 @@ def _check_option(key: str, options: Iterable[str]) -> None:
     meant = nearest(key, options)
     if "." not in key and key not in ("seed", "data", "track") and meant:
         raise UsageError(f"there is no option '--{key}'", f"did you mean '--{meant}'?")
-
-
-def parse_value(key: str, text: str) -> Any:
-    """One value, read as YAML.
-
-    Raises:
-        UsageError: it is no YAML; `key` says where.
-    """
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{key}: '{text}' is no YAML value", "put the value in quotes") from error
-    if isinstance(value, str):
-        try:  # YAML 1.1 takes 1e-3 for a string, since it wants 1.0e-3
-            return float(value) if value[:1] in "+-.0123456789" else value
-        except ValueError:
-            return value
-    return value

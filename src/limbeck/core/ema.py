@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from limbeck.core.optim import sharded_like
+
 
 class EMA:
     """A float32 average of a module's weights and floating-point buffers, `average <- decay average + (1-decay) value`.
@@ -55,7 +57,7 @@ class EMA:
         """Restores averages saved by `state_dict`."""
         with torch.no_grad():
             for name, average in self._average.items():
-                average.copy_(state[name])
+                average.copy_(sharded_like(state[name], average))
 
 
 @torch.no_grad()

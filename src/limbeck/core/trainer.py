@@ -199,7 +199,8 @@ class Trainer:
             buffer.copy_(kept)
 
     def _log_if_due(self) -> None:
-        if self.logged < self.step and (self.step % self.spec.log_every == 0 or self.step == self.steps):
+        due = self.step % self.spec.log_every == 0 or self.step == self.steps or self._is_validated()
+        if self.logged < self.step and due:
             self._log()
 
     def _log(self) -> None:
@@ -214,9 +215,12 @@ class Trainer:
             self.record(row)
         self.logged = self.step
 
-    def _validate(self) -> Row:
+    def _is_validated(self) -> bool:
         every = self.spec.evaluate_every
-        if self.evaluate is None or not every or (self.step % every and self.step != self.steps):
+        return every is not None and (self.step % every == 0 or self.step == self.steps)
+
+    def _validate(self) -> Row:
+        if self.evaluate is None or not self._is_validated():
             return {}
         with self._timed("evaluate"), self._result() as result:
             return {f"validation/{name}": value for name, value in self.evaluate(result).items()}

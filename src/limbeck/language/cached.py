@@ -31,7 +31,8 @@ class CachedReader:
         # window itself is in the mask.
         self._cache = DynamicCache()
         self.length = 0
-        self.vocab: int = self.model.get_input_embeddings().num_embeddings
+        embeddings: Any = getattr(model, "get_input_embeddings")()  # noqa: B009  # known to transformers alone
+        self.vocab: int = embeddings.num_embeddings
 
     def read(self, ids: Tensor) -> Tensor:
         """Logits (items, tokens, vocab) after each of the next tokens (items, tokens)."""

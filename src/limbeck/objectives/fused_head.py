@@ -181,13 +181,13 @@ class _FusedHead(torch.autograd.Function):
         chunk_size: int | None,
         with_grad: bool,
     ) -> tuple[Tensor, ...]:
-        with_grad = with_grad and any(weights)
         wanted = [with_grad and needed for needed in ctx.needs_input_grad[:3]]
         gradients = _Gradients(hidden, weight, bias, wanted)
         sums = torch.zeros(3, dtype=_wide(hidden), device=hidden.device)
         for chosen in rows.split(chunk_size or chunk_rows(len(rows), len(weight), hidden.device)):
-            logits = F.linear(hidden[chosen], weight, bias)
-            losses, logit_grad = _chunk(logits.to(_wide(logits)), chosen, row_losses, weights, any(wanted))
+            losses, logit_grad = _chunk(
+                _logits(hidden[chosen], weight, bias), chosen, row_losses, weights, any(wanted) and any(weights)
+            )
             sums += losses
             if logit_grad is not None:
                 gradients.add(logit_grad, hidden, weight, chosen)
@@ -205,15 +205,20 @@ class _FusedHead(torch.autograd.Function):
         return (*scaled, None, None, None, None, None)
 
 
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    logits = F.linear(hidden, weight, bias)
+    return logits.to(_wide(logits))
+
+
 def _chunk(
     logits: Tensor, chosen: Tensor, row_losses: RowLosses, weights: tuple[float, float], with_grad: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Losses (total, divergence, cross-entropy) of one chunk, and the total's gradient with respect to its logits."""
+    """Sums (total, divergence, cross-entropy) of one chunk, and the total's gradient with respect to its logits."""
     with torch.set_grad_enabled(with_grad):
         soft, hard = row_losses(logits.requires_grad_(with_grad), chosen)
         total = weights[0] * soft + weights[1] * hard
-        losses = torch.stack([total, soft, hard]).detach()
-    return losses, torch.autograd.grad(total, logits)[0] if with_grad else None
+        sums = torch.stack([total, soft, hard]).detach()
+    return sums, torch.autograd.grad(total, logits)[0] if with_grad else None
 
 
 class _Gradients:

@@ -105,7 +105,8 @@
         let pen = "M", d = "";
         steps.forEach((step, n) => {
           if (values[n] === null || (this.log && values[n] <= 0)) return void (pen = "M");
-          d += `${pen}${this.x(step).toFixed(1)} ${this.y(values[n]).toFixed(1)}`;
+          // h0: a point without neighbours is still a dot, thanks to the round ends of lines
+          d += `${pen}${this.x(step).toFixed(1)} ${this.y(values[n]).toFixed(1)}${pen === "M" ? "h0" : ""}`;
           pen = "L";
         });
         make(svg, "path", { class: `${colour} ${kind}`, d: d || "M0 0" });

@@ -26,12 +26,14 @@ def headline(story: Story, group: Group) -> Headline:
         return _without_accuracy(group)
     if alone is None or not alone.values("accuracy"):
         title = f"The student is right on {percent(mean(accuracy))} of unseen items"
-        return Headline(f"{title}{_of_teacher(teacher)}.", _size(student, teacher))
+        return Headline(f"{title}{_of_teacher(teacher)}.", f"{_size(student, teacher)}.".lstrip("."))
     title = (
         f"Taught, the student is right on {percent(mean(accuracy))} of unseen items; "
         f"alone, on {percent(mean(alone.values('accuracy')))}."
     )
-    return Headline(title, " ".join(filter(None, [_gain(group, student, alone), _size(student, teacher)])))
+    size = _size(student, teacher)
+    size = f"{size}{_right(teacher)}." if size else ""
+    return Headline(title, f"{_gain(group, student, alone)} {size}".strip())
 
 
 def _gain(group: Group, student: Series, alone: Series) -> str:
@@ -54,14 +56,15 @@ def _gain(group: Group, student: Series, alone: Series) -> str:
 
 
 def _size(student: Series, teacher: Series | None) -> str:
+    """How large the student is, as a sentence without its end."""
     ours = student.values("parameters")
     theirs = teacher.values("parameters") if teacher is not None else []
     if not ours:
         return ""
     said = f"The student has {count(ours[0])} parameters"
     if not theirs or theirs[0] <= ours[0]:
-        return f"{said}."
-    return f"{said}, {theirs[0] / ours[0]:.0f} times fewer than its teacher{_right(teacher)}."
+        return said
+    return f"{said}, {theirs[0] / ours[0]:.0f} times fewer than its teacher"
 
 
 def _right(teacher: Series | None) -> str:

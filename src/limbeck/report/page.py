@@ -18,6 +18,8 @@ from limbeck.report.story import RunView, Story
 LARGEST = 2 * 1024 * 1024
 """Most bytes of a page; of one that would be larger the heaviest panels are left out, and it says so."""
 
+_MOST_HEADLINES = 6
+
 
 def write_report(
     runs: Sequence[Run | Path], path: Path | str, *, title: str = "", panels: Sequence[Panel] | None = None
@@ -77,7 +79,7 @@ def _page(story: Story, title: str, sections: Sequence[Section], dropped: Sequen
 
 
 def _header(story: Story, names: str, dropped: Sequence[str]) -> Html:
-    results = join(_result(story, number) for number in range(min(len(story.groups), 6)))
+    results = _result(story) if len(story.groups) == 1 else _comparison(story)
     notes = [note for note in map(_unfinished, story.views) if note]
     if len(notes) > 5:
         notes = [*notes[:5], f"{len(notes) - 5} more runs are not finished."]
@@ -86,14 +88,15 @@ def _header(story: Story, names: str, dropped: Sequence[str]) -> Html:
     return join([fill("<p class='eyebrow'>{}</p>", names), results, warnings])
 
 
-def _result(story: Story, number: int) -> Html:
-    group = story.groups[number]
-    said = headline(story, group)
-    name = fill("<span class='whose'>{}</span> ", group.name) if len(story.groups) > 1 else Html("")
-    heading = "h1" if number == 0 else "p"
-    return fill(
-        "<{0} class='result'>{1}{2}</{0}><p class='detail'>{3}</p>", Html(heading), name, said.title, said.detail
-    )
+def _result(story: Story) -> Html:
+    said = headline(story, story.groups[0])
+    return fill("<h1>{}</h1><p class='detail'>{}</p>", said.title, said.detail)
+
+
+def _comparison(story: Story) -> Html:
+    said = [(group.name, headline(story, group)) for group in story.groups[:_MOST_HEADLINES]]
+    rows = join(fill("<dt>{}</dt><dd>{} <small>{}</small></dd>", name, one.title, one.detail) for name, one in said)
+    return fill("<h1>{} recipes, side by side</h1><dl class='sides'>{}</dl>", len(story.groups), rows)
 
 
 def _unfinished(view: RunView) -> str:

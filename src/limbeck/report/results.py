@@ -12,7 +12,7 @@ from limbeck.report.story import Series, Story
 def results(story: Story) -> Section:
     """Every stage of every group with its figures."""
     known = [series for series in story.series if series.figures]
-    lead = "Every row is one stage; all are measured on the same items, which none of them was trained on."
+    lead = "Every row is one stage, measured on validation items: none was trained on them."
     if not known:
         return Section("results", "Results", "", fill("<p class='quiet'>No stage is finished yet.</p>"))
     return Section("results", "Results", lead, join([_accuracies(known), _table(story, known)]))
@@ -26,9 +26,11 @@ def _accuracies(known: Sequence[Series]) -> Html:
     low, high = _axis(shown)
     ticks = [low + part * (high - low) / 4 for part in range(5)]
     axis = join(fill("<span style='--x:{:.2f}'>{}</span>", 25.0 * n, percent(t, 0)) for n, t in enumerate(ticks))
+    wide = " wide" if max(len(series.label) for series in shown) > 12 else ""
     return fill(
-        "<figure class='dots'><figcaption>Accuracy: each dot is one seed, the tick their mean, "
+        "<figure class='dots{}'><figcaption>Accuracy: each dot is one seed, the tick their mean, "
         "the bar its 95 % interval</figcaption>{}<div class='dots-axis' aria-hidden='true'>{}</div></figure>",
+        wide,
         join(_dots(series, low, high) for series in shown),
         axis,
     )
@@ -61,7 +63,7 @@ def _dots(series: Series, low: float, high: float) -> Html:
 def _axis(shown: Sequence[Series]) -> tuple[float, float]:
     """Ends of the axis: all dots and most of the intervals, at whole multiples of four percent."""
     values = [value for series in shown for value in series.values("accuracy")]
-    reach = max(max(values) - min(values), 0.02)
+    reach = max(3 * (max(values) - min(values)), 0.1)
     ends = [end for series in shown for end in accuracy_interval(series) or ()]
     # An interval over two seeds can be wider than everything else: it may run off the axis.
     low = max(min(ends), min(values) - reach, 0.0)
@@ -89,8 +91,9 @@ def _row(series: Series, cells: dict[str, str]) -> Html:
     seeds = len(series.figures)
     method = series.stage.method + (f", {seeds} seeds" if seeds > 1 else "")
     return fill(
-        "<tr class='c{}'><th scope='row'><span class='key'>{}</span><small>{}</small></th>{}</tr>",
+        "<tr class='c{}{}'><th scope='row'><span class='key'>{}</span><small>{}</small></th>{}</tr>",
         series.colour,
+        " student" if series.stage == series.group.cast.student else "",
         series.label,
         method,
         join(

@@ -48,6 +48,13 @@ class Pieces:
             return _id(name.removeprefix("token_id:"), self.vocab)
         return self._ids.get(name)
 
+    def known(self, name: str, place: int) -> int | None:
+        """The id of a token by its name at some place, as `id_of`; an id must be one of the vocabulary."""
+        token = self.id_of(name)
+        if token is None and name.startswith("token_id:"):
+            raise BadAnswerError(f"{name!r:.40} at token {place} is no id below {self.vocab}")
+        return token
+
     def may_be(self, name: str, token: int) -> bool:
         """Whether a server may call a token so; one that is a part of a character has no text to be sure by."""
         if name.startswith("token_id:"):
@@ -122,7 +129,7 @@ def _echoed(entries: Any, own: Any, k: int, pieces: Pieces, place: int) -> Entri
     checked = _checked(entries, k, pieces.vocab, place)
     if not _is_number(own) or (own > checked.log_probs[-1] + _SLACK and not _among(own, checked.log_probs)):
         raise BadAnswerError(f"the log-probability {own!r:.40} of token {place} does not fit those of the others")
-    named = [(pieces.id_of(str(name)), value) for name, value in zip(*checked, strict=True)]
+    named = [(pieces.known(str(name), place), value) for name, value in zip(*checked, strict=True)]
     known = {token: value for token, value in named if token is not None}
     # What is left out makes room for ids that are impossible: every row has k entries.
     spare = (token for token in range(pieces.vocab) if token not in known)

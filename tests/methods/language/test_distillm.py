@@ -35,11 +35,14 @@ def test_a_pretraining_text_adds_its_cross_entropy():
 
 
 def test_new_texts_are_kept_and_the_mixed_kind_learns_from_kept_ones():
-    method = build("distillm", sampling="on-policy", mixed_alpha=1.0, **SHORT)
+    method = build("distillm", threshold=1.0, held_out=0, replay_ratio="increasing", **SHORT)
     for seed in range(4):
         update = update_of(method, seed=seed)
         assert update.weight > 0
     assert method.sampler.buffer.full
+    fresh = build("distillm", sampling="on-policy", mixed_alpha=1.0, **SHORT)
+    assert fresh.sampler.buffer is None
+    assert update_of(fresh).loss.item() != update_of(fresh, seed=8).loss.item()
     mixed = build("distillm", sampling="mixed", mixed_alpha=1.0, **SHORT)
     first = update_of(mixed)
     assert first.weight == mixed.sampler.buffer.spans.diff(dim=1).sum()

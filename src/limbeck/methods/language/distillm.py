@@ -98,7 +98,8 @@ class DistiLLM(TokenMethod):
         share, sampling = self.options.mixed_alpha, self.options.sampling
         others: dict[str, Policy] = {"mixed": Replaying(share), "on-policy": Mixture(share), "off": Mixture(0.0)}
         policy: Policy = others.get(sampling, self.adaptive)
-        self.sampler = OnPolicySampler(policy, self.options, data, 0 if sampling == "off" else self.options.capacity)
+        kept = self.options.capacity if sampling in ("adaptive", "mixed") else 0
+        self.sampler = OnPolicySampler(policy, self.options, data, kept)
         # Nothing is held out where nothing depends on it.
         self.every = round(1 / self.options.held_out) if sampling == "adaptive" and self.options.held_out else 0
         if self.every and "index" not in data.example:
