@@ -17,7 +17,7 @@ _TORCH_FREE = "import sys; assert 'torch' not in sys.modules, 'torch was importe
 
 
 def _python(code: str, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_importing_limbeck_is_quick() -> None:
 def test_a_bad_command_is_refused_at_once(words: list[str], tmp_path: Path) -> None:
     # Processor time, which unlike the time on the clock does not depend on what else the machine does.
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run([*_LIMBECK, *words], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    done = subprocess.run([*_LIMBECK, *words], capture_output=True, text=True, cwd=tmp_path, timeout=120)
     after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - begun
     spent = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     print(f"\n{' '.join(words)}: {spent:.2f} s of processor time, {wall:.2f} s on the clock")
@@ -65,18 +65,19 @@ def test_a_bad_command_is_refused_at_once(words: list[str], tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.timeout(300)  # two processes that import torch, on a machine that may be busy
 def test_a_signal_during_the_imports_ends_in_a_run_that_can_be_resumed(tmp_path: Path) -> None:
     recipe = write(tmp_path / "tiny.yaml", TINY)
     command = [*_LIMBECK, "run", str(recipe), "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     _wait_for_torch(process)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 3, said
     assert "SIGTERM received" in said
     assert f"limbeck run {tmp_path / 'run'} --resume" in said
     assert "Traceback" not in said
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "student" / "model.safetensors").is_file()
 
@@ -84,7 +85,7 @@ def test_a_signal_during_the_imports_ends_in_a_run_that_can_be_resumed(tmp_path:
 def test_a_reader_that_leaves_is_no_failure_to_speak_of() -> None:
     read, write_end = os.pipe()
     os.close(read)
-    done = subprocess.run([*_LIMBECK, "methods"], stdout=write_end, stderr=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run([*_LIMBECK, "methods"], stdout=write_end, stderr=subprocess.PIPE, text=True, timeout=120)
     os.close(write_end)
     assert done.stderr == ""
 
@@ -92,7 +93,7 @@ def test_a_reader_that_leaves_is_no_failure_to_speak_of() -> None:
 def _wait_for_torch(process: subprocess.Popen[str]) -> None:
     """Returns while the process is importing torch: its libraries are mapped before its modules are ready."""
     maps = Path(f"/proc/{process.pid}/maps")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while "libtorch" not in maps.read_text():
         assert process.poll() is None
         assert time.monotonic() < deadline

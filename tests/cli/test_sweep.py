@@ -122,6 +122,7 @@ def test_a_storage_of_another_search_is_refused(recipe: Path, tmp_path: Path, li
     assert "another recipe, search or metric" in outcome.err
 
 
+@pytest.mark.timeout(300)  # both import torch, on a machine that may be busy
 def test_two_processes_share_a_sweep(recipe: Path, tmp_path: Path) -> None:
     storage = tmp_path / "shared.log"
     command = [
@@ -131,7 +132,7 @@ def test_two_processes_share_a_sweep(recipe: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in processes:
-        _, said = process.communicate(timeout=100)
+        _, said = process.communicate(timeout=240)
         assert process.returncode == 0, said
     backend = optuna.storages.journal.JournalFileBackend(str(storage))
     study = optuna.load_study(study_name="limbeck", storage=optuna.storages.JournalStorage(backend))

@@ -178,6 +178,20 @@ def test_a_phone_needs_no_sideways_scrolling(browser, report):
         assert visit.page.eval_on_selector_all("main *", small) >= 12
 
 
+def test_long_names_fit_a_phone_too(browser, tmp_path):
+    figures = {"accuracy": 0.5, "items": 10, "phases": {"forward": 1.0, "y" * 60: 1.0}}
+    results = dict.fromkeys(("teacher", "alone", "distilled"), figures)
+    status = {"status": "failed", "error": "x" * 300, "hardware": "h" * 100}
+    runs = [
+        write_run(
+            tmp_path / (name * 90), recipe(data={"name": "digits", "limit": limit}), results=results, status=status
+        )
+        for name, limit in (("ab", 40), ("cd", 50))
+    ]
+    with Visit(browser, write_report(runs, tmp_path / "report.html"), viewport=PHONE) as visit:
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_from_its_ground(browser, report, scheme):
     with Visit(browser, report, color_scheme=scheme) as visit:
@@ -263,7 +277,8 @@ CONTRAST = """() => {
     const colour = node.namespaceURI.endsWith('svg') ? style.fill : style.color;
     const [a, b] = [light(resolve(colour, behind)), light(resolve(behind, 'white'))].sort((x, y) => y - x);
     const contrast = (a + 0.05) / (b + 0.05);
-    if (contrast < 4.5) faint.push(`${node.tagName}.${node.className} ${contrast.toFixed(2)}: ${node.textContent.slice(0, 20)}`);
+    const name = `${node.tagName}.${node.className}: ${node.textContent.slice(0, 20)}`;
+    if (contrast < 4.5) faint.push(`${name}, ${contrast.toFixed(2)}`);
   }
   return faint;
 }"""

@@ -156,7 +156,7 @@ def test_what_is_no_run_or_is_damaged_is_named(finished, tmp_path):
         write_report([tmp_path], tmp_path / "report.html")
     broken = shutil.copytree(finished[0], tmp_path / "broken")
     (broken / "results.json").write_text("{")
-    with pytest.raises(DamagedFileError, match="results.json"):
+    with pytest.raises(DamagedFileError, match=r"results\.json"):
         write_report([broken], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 
@@ -165,11 +165,19 @@ def test_many_long_runs_stay_below_two_megabytes(tmp_path):
     runs = []
     for number in range(30):
         rows = [
-            {"stage": stage, "step": step, "student/loss": step**0.5, "student/lr": 1 / step, "validation/accuracy": 0.3}
+            {
+                "stage": stage,
+                "step": step,
+                "student/loss": step**0.5,
+                "student/lr": 1 / step,
+                "validation/accuracy": 0.3,
+            }
             for stage in ("teacher", "alone", "distilled")
             for step in range(1, 400)
         ]
-        runs.append(write_run(tmp_path / f"r{number}", recipe(data={"name": "digits", "limit": 50 + number}), rows=rows))
+        runs.append(
+            write_run(tmp_path / f"r{number}", recipe(data={"name": "digits", "limit": 50 + number}), rows=rows)
+        )
     path = write_report(runs, tmp_path / "report.html")
     assert path.stat().st_size < page.LARGEST
     assert "is left out" not in path.read_text()

@@ -39,6 +39,11 @@ def test_groups_of_one_name_are_told_apart(tmp_path):
     assert [group.name for group in Story.of(runs).groups] == ["run", "run (2)"]
 
 
+def test_long_names_are_cut_in_the_middle(tmp_path):
+    (group,) = Story.of([write_run(tmp_path / ("a" * 90 + "z" * 90), recipe())]).groups
+    assert group.name == "a" * 20 + "…" + "z" * 19
+
+
 def test_predictions_are_those_that_were_measured(finished):
     story = Story.of(finished)
     for view in story.views:
@@ -78,8 +83,14 @@ def test_too_large_a_model_is_not_run(tmp_path):
 
 def _with_accuracies(folder, alone, distilled):
     tree = recipe()
-    figures = [{"teacher": {"accuracy": 0.9, "parameters": 5000}, "alone": {"accuracy": a}, "distilled": d}
-               for a, d in zip(alone, ({"accuracy": d, "parameters": 100} for d in distilled), strict=True)]  # fmt: skip
+    figures = [
+        {
+            "teacher": {"accuracy": 0.9, "parameters": 5000},
+            "alone": {"accuracy": theirs},
+            "distilled": {"accuracy": ours, "parameters": 100},
+        }
+        for theirs, ours in zip(alone, distilled, strict=True)
+    ]
     runs = [write_run(folder / str(n), {**tree, "seed": n}, results=one) for n, one in enumerate(figures)]
     story = Story.of(runs)
     return headline(story, story.groups[0])

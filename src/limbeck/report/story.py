@@ -12,6 +12,7 @@ from limbeck.core.specs import Recipe, StageSpec
 from limbeck.report.predictions import NothingToShow, Predictions, predict
 
 Row = Mapping[str, Any]
+_LONGEST_NAME = 40
 
 TEACHER, ALONE, STUDENT, FIRST_OTHER, COLOURS = 0, 1, 2, 3, 8
 """Numbers of the page's colours: those of the three leading roles, the first of the others, and how many there are."""
@@ -211,9 +212,9 @@ class Story:
 def _name(views: Sequence[RunView]) -> str:
     """A group's name: its run's folder, or for runs side by side the folder around them."""
     folders = [view.run.folder.resolve() for view in views]
-    if len(folders) > 1 and len({folder.parent for folder in folders}) == 1 and folders[0].parent.name:
-        return folders[0].parent.name
-    return folders[0].name or "run"
+    beside = len(folders) > 1 and len({folder.parent for folder in folders}) == 1
+    name = (folders[0].parent.name if beside else "") or folders[0].name or "run"
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME // 2]}…{name[-_LONGEST_NAME // 2 + 1 :]}"
 
 
 def _free(name: str, taken: Mapping[str, Any]) -> str:

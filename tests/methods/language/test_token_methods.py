@@ -92,6 +92,22 @@ def test_a_topk_teacher_will_do(slug, options, name, parameters, tail):
     torch.testing.assert_close(update_of(method).loss, expected)
 
 
+@pytest.mark.parametrize(
+    ("slug", "options", "name", "parameters"),
+    [
+        ("gkd", {"lam": 0.0, "beta": 0.3}, "jsd", {"beta": 0.3}),
+        ("distillm", {"sampling": "off", "direction": "reverse"}, "skew-reverse-kl", {"alpha": 0.1}),
+        ("distillspec", {"data": "fixed", "loss": "total-variation"}, "total-variation", {}),
+    ],
+)
+def test_on_policy_methods_too_can_learn_from_a_topk_teacher(slug, options, name, parameters):
+    teacher = MostProbable(llama(), 6)
+    method = build(slug, teacher=teacher, max_new_tokens=4, **options)
+    known = teacher.tokens(batch())
+    expected = topk_divergence(name, **parameters)(logits(method.student), known.ids, known.log_probs).mean()
+    torch.testing.assert_close(update_of(method).loss, expected)
+
+
 def test_taid_needs_the_whole_distribution():
     with pytest.raises(IncompatibleError, match="'taid' needs the teacher's whole distribution"):
         update_of(build("taid", teacher=MostProbable(llama(), 6)))

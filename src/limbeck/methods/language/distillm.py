@@ -23,6 +23,10 @@ from limbeck.language.sampler import Adaptive, Mixture, OnPolicySampler, Policy,
 from limbeck.methods.language.token_method import Terms, TokenMethod, next_token_loss
 from limbeck.objectives.divergences import LogitDivergence, divergence
 from limbeck.objectives.tokens import IGNORED_LABEL
+from limbeck.objectives.topk import TopKDivergence, topk_divergence
+
+NAMES = {"forward": "skew-kl", "reverse": "skew-reverse-kl"}
+"""Rows of the table of f-divergences."""
 
 
 @register
@@ -111,8 +115,10 @@ class DistiLLM(TokenMethod):
         return Terms(self.options.kd_ratio, 1 - self.options.kd_ratio)
 
     def divergence(self) -> LogitDivergence:
-        name = "skew-kl" if self.options.direction == "forward" else "skew-reverse-kl"
-        return divergence(name, alpha=self.options.alpha)
+        return divergence(NAMES[self.options.direction], alpha=self.options.alpha)
+
+    def topk_divergence(self) -> TopKDivergence:
+        return topk_divergence(NAMES[self.options.direction], "bucket", alpha=self.options.alpha)
 
     def step(self, batch: Batch) -> Iterator[Update]:
         trained = self.hold_out(batch) if self.every else batch

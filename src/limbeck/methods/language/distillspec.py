@@ -15,6 +15,7 @@ from limbeck.core.teacher import Teacher
 from limbeck.language.sampler import Mixture, OnPolicySampler, TeacherTexts, WritingOptions
 from limbeck.methods.language.token_method import TokenMethod
 from limbeck.objectives.divergences import LogitDivergence, divergence
+from limbeck.objectives.topk import TopKDivergence, topk_divergence
 
 
 @register
@@ -68,6 +69,9 @@ class DistillSpec(TokenMethod):
 
     def divergence(self) -> LogitDivergence:
         return divergence(self.options.loss)
+
+    def topk_divergence(self) -> TopKDivergence:
+        return topk_divergence(self.options.loss, "bucket")
 
     def step(self, batch: Batch) -> Iterator[Update]:
         if self.target_texts is not None:

@@ -14,6 +14,7 @@ from limbeck.core.teacher import Teacher
 from limbeck.language.sampler import Mixture, OnPolicySampler, WritingOptions
 from limbeck.methods.language.token_method import TokenMethod
 from limbeck.objectives.divergences import LogitDivergence, divergence
+from limbeck.objectives.topk import TopKDivergence, topk_divergence
 
 
 @register
@@ -64,6 +65,9 @@ class GKD(TokenMethod):
 
     def divergence(self) -> LogitDivergence:
         return divergence("jsd", beta=self.options.beta)
+
+    def topk_divergence(self) -> TopKDivergence:
+        return topk_divergence("jsd", "bucket", beta=self.options.beta)
 
     def step(self, batch: Batch) -> Iterator[Update]:
         yield self.match(self.sampler(self.student, self.teacher, batch))
