@@ -1,47 +1,63 @@
-"""The common protocol of the classic family: few digits, one teacher a seed, one student from one initialisation.
+"""The common protocol of the classic family, that of the demo: few digits, one teacher a seed, one initial student.
 
-A fifth of scikit-learn's digits trains, the rest measures: few labels leave a teacher something to tell, and a large
-measuring set keeps the noise of a figure near half a point. Every arm has the student's same initial weights, the same
-batches in the same order, the same optimizer and as many steps.
+Two hundred of scikit-learn's digits train; all others measure. So few leave room between a small network and a larger
+one. Every arm has the student's same initial weights, the same batches in the same order, the same optimizer and as
+many steps; methods run with the defaults of their papers. Sizes and steps were chosen for the demo on seeds from 100
+on, by the gain of `kd`; seeds from 0 on were not looked at then.
 """
 
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+import torch
+
 from limbeck.core.distributed import World
 from limbeck.core.method import Method
 from limbeck.core.randomness import reseed
 from limbeck.core.registry import method_class
 from limbeck.core.specs import DataSpec, ModelSpec, OptimizerSpec, TrainSpec
-from limbeck.core.teacher import LiveTeacher, Teacher
+from limbeck.core.teacher import LiveTeacher
 from limbeck.core.trainer import Trainer
 from limbeck.data.loader import Loader
 from limbeck.data.open import DataSplit, open_data
+from limbeck.data.source import ArraySource
 from limbeck.metrics.classification import evaluate
 from limbeck.models.build import build_model
 
-STEPS, BATCH, LR = 400, 64, 3e-3
-BUDGET = f"{STEPS} steps of {BATCH} items, AdamW at {LR}, cosine; 20 % of digits train, 80 % measure"
-STUDENT = ModelSpec(name="convnet", arguments={"width": 4})
-TEACHER = ModelSpec(name="convnet", arguments={"width": 32})
+ITEMS, BATCH = 200, 32
+STUDENT_STEPS, STUDENT_LR = 500, 1e-2
+TEACHER_STEPS, TEACHER_LR = 300, 2e-3
+BUDGET = (
+    f"{STUDENT_STEPS} steps of {BATCH} of {ITEMS} digits, AdamW at {STUDENT_LR}, cosine; ConvNet of width 4 "
+    "from width 24; measured on 1,597 other digits"
+)
+STUDENT = ModelSpec(name="convnet", arguments={"width": 4, "norm": "group"})
+TEACHER = ModelSpec(name="convnet", arguments={"width": 24})
 
 
 @cache
 def data() -> DataSplit:
-    """A fifth of the digits to train on, the rest to measure on."""
-    return open_data(DataSpec(validation=0.8))
+    """Two hundred digits to train on, and all others to measure on."""
+    everything = open_data(DataSpec())
+    rest = everything.train.select(torch.arange(ITEMS, len(everything.train)))
+    sources = (rest, everything.validation)
+    images = torch.cat([source.images(torch.arange(len(source))) for source in sources])
+    measured = ArraySource(images, torch.cat([source.labels for source in sources]), classes=rest.classes)
+    train = everything.train.select(torch.arange(ITEMS))
+    measured.set_normalisation(*train.normalisation)
+    return DataSplit(train, measured)
 
 
 @cache
-def teacher(seed: int) -> Teacher:
-    """The seed's teacher: eight times as wide, and trained on augmented images for three times as long."""
-    split = open_data(DataSpec(validation=0.8, augment=["crop"]))
-    network = build_model(TEACHER, split.train.info(), 1000 + seed)
+def teacher(seed: int) -> LiveTeacher:
+    """The seed's teacher, six times as wide as the student, trained on the same labels."""
+    info = data().train.info()
+    network = build_model(TEACHER, info, 1000 + seed)
     method = method_class("supervised")
-    made = method(method.Options(), student=network, data=split.train.info())
+    made = method(method.Options(), student=network, data=info)
     assert isinstance(made, Method)
-    fit(made, split, seed, steps=3 * STEPS)
+    fit(made, seed, TEACHER_STEPS, TEACHER_LR)
     return LiveTeacher(network)
 
 
@@ -58,7 +74,7 @@ def accuracy(slug: str, seed: int, **options: Any) -> float:
         data=info,
     )
     assert isinstance(made, Method)
-    fit(made, data(), seed)
+    fit(made, seed, STUDENT_STEPS, STUDENT_LR)
     return float(evaluate(made.result(), data().validation)["accuracy"])
 
 
@@ -69,17 +85,17 @@ def against_alone(slug: str, **options: Any) -> Any:
         return {
             "student alone": _alone(seed),
             slug: accuracy(slug, seed, **options),
-            "teacher": float(evaluate(teacher(seed).model, data().validation)["accuracy"]),  # type: ignore[attr-defined]
+            "teacher": float(evaluate(teacher(seed).model, data().validation)["accuracy"]),
         }
 
     return run
 
 
-def fit(method: Method, split: DataSplit, seed: int, steps: int = STEPS) -> None:
-    """Trains a method with the protocol's budget."""
-    spec = TrainSpec(steps=steps, batch_size=BATCH, optimizer=OptimizerSpec(lr=LR))
-    loader = Loader(split.train, BATCH, seed)
-    Trainer(method, loader, spec, steps=steps, items=len(split.train), seed=seed, world=World()).fit()
+def fit(method: Method, seed: int, steps: int, lr: float) -> None:
+    """Trains a method on the protocol's data."""
+    train = data().train
+    spec = TrainSpec(steps=steps, batch_size=BATCH, optimizer=OptimizerSpec(lr=lr, weight_decay=1e-4))
+    Trainer(method, Loader(train, BATCH, seed), spec, steps=steps, items=len(train), seed=seed, world=World()).fit()
 
 
 @cache

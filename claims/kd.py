@@ -1,4 +1,4 @@
-"""Hinton KD: a small student learns more from a teacher's softened logits than from the labels alone."""
+"""Hinton KD: a small student learns more from softened logits than from labels alone."""
 
 from claims.claim import Claim
 from claims.digits import BUDGET, against_alone

@@ -1,8 +1,7 @@
 """TAID: the target that moves from student to teacher gets there, and closer than one that stands still.
 
-The paper's ranking, TAID above forward KL with a much larger teacher, needs larger teachers and longer training than two
-cores have minutes for; the spec's own measurement at this size has forward KL ahead. It is kept here as an arm, and is
-not what is claimed.
+The paper's ranking, TAID above forward KL with a much larger teacher, needs larger teachers and longer training than
+two cores have minutes for; at this size forward KL is ahead. It is kept here as an arm, and is not what is claimed.
 """
 
 from collections.abc import Mapping
@@ -32,8 +31,8 @@ def run(seed: int) -> Mapping[str, float]:
 
 claim = Claim(
     slug="taid",
-    statement="A student led by TAID's moving target ends nearer to its teacher than one trained on the text alone, and "
-    "than one whose target stands still.",
+    statement="A student led by TAID's moving target ends nearer to its teacher than one trained on the text alone, "
+    "and than one whose target stands still.",
     metric="KL from the teacher (nats a token)",
     budget=f"{STUDENT_STEPS} steps of {BATCH} sequences of 64 tokens, AdamW at 0.003, cosine; GPT-2 1x32 from 3x96",
     claimed="taid",

@@ -330,20 +330,3 @@ def parse_options(stage: StageSpec) -> OptionsBase:
     except ValidationError as error:
         raise explain(error, kind.Options, f"{stage.name}.options") from None
 
-
-def run_recipe(
-    recipe: Recipe,
-    folder: Path | str,
-    *,
-    resume: bool = False,
-    watch: Callable[[str, int, Row], None] = lambda stage, steps, row: None,
-) -> Run:
-    """Runs a recipe into a folder; with `resume` continues where an interruption or crash left it.
-
-    Raises:
-        UsageError: the folder holds another run, or one already and `resume` is off; nothing was written.
-        Interrupted: a signal arrived; a checkpoint is on disk.
-    """
-    for stage in recipe.stages:
-        parse_options(stage)
-    return Experiment(recipe, Run.create(folder, recipe, resume), watch=watch).execute()

@@ -188,12 +188,7 @@ def _refuses(limbeck: Command, words: list[str], says: tuple[str, ...]) -> None:
 
 
 # `core.explain` does not find its way through a mapping of models yet.
-_WAITING = pytest.mark.xfail(reason="keys within train.players are not explained", strict=False)
-
-
-@pytest.mark.parametrize(
-    "bad", [pytest.param(bad, id=bad.name, marks=_WAITING if bad.name == "key of a player" else ()) for bad in BAD]
-)
+@pytest.mark.parametrize("bad", [pytest.param(bad, id=bad.name) for bad in BAD])
 def test_a_spoilt_recipe(bad: Bad, tiny: Tree, check_refused: Refused) -> None:
     bad.change(tiny)
     Path(f"{bad.name}.yaml").write_text(yaml.safe_dump(tiny, sort_keys=False))

@@ -8,7 +8,7 @@ import yaml
 
 from limbeck.core.recipe import check_recipe
 from limbeck.core.run import Run
-from limbeck.experiment import run_recipe
+from limbeck.running import run
 
 TRAIN = {"steps": 6, "batch_size": 16, "log_every": 2, "evaluate_every": 2}
 STUDENT = {"name": "mlp", "arguments": {"width": 4, "depth": 1}}
@@ -28,7 +28,7 @@ def recipe(seed: int = 0, **changes: Any) -> dict[str, Any]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The folders of three finished runs that differ in their seeds."""
     home = tmp_path_factory.mktemp("digits")
-    return [run_recipe(check_recipe(recipe(seed)), home / f"seed-{seed}").folder for seed in range(3)]
+    return [run(check_recipe(recipe(seed)), home / f"seed-{seed}", quiet=True).folder for seed in range(3)]
 
 
 @pytest.fixture

@@ -67,9 +67,9 @@ def test_agreement_is_known_of_every_student(finished):
 
 def test_a_teacher_from_elsewhere_is_shown_too(finished, tmp_path):
     tree = recipe(stages=[{**recipe()["stages"][2], "teacher": f"run:{finished[0]}"}])
-    from limbeck.experiment import run_recipe
+    from limbeck.running import run
 
-    view = Story.of([run_recipe(check_recipe(tree), tmp_path / "run").folder]).views[0]
+    view = Story.of([run(check_recipe(tree), tmp_path / "run", quiet=True).folder]).views[0]
     said = Story.of([view.run]).predictions(view)
     assert list(said.probabilities) == ["teacher (given)", "distilled"]
 

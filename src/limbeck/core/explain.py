@@ -58,7 +58,7 @@ def _fields(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
     """Names of the fields of the model that lies at `location` within `model`."""
     inner: Any = model
     for part in location:
-        if isinstance(part, str):
+        if part in inner.model_fields:  # else a place in a list, or a name in a mapping of models
             inner = _inner_model(inner.model_fields[part].annotation)
     return sorted(inner.model_fields)
 
@@ -67,7 +67,7 @@ def _choices(model: type[BaseModel], location: Sequence[int | str]) -> list[str]
     """The values of the literal that lies at `location`."""
     inner: Any = model
     for part in location:
-        if isinstance(part, str):
+        if part in getattr(inner, "model_fields", ()):
             annotation = inner.model_fields[part].annotation
             inner = _inner_model(annotation) or annotation
     while typing.get_origin(inner) is list:

@@ -1,5 +1,6 @@
 """Recipes: read, overridden and checked before anything heavy is imported or anything is written."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from importlib import resources
@@ -27,6 +28,12 @@ class _StrictLoader(yaml.SafeLoader):
         if repeated:
             raise RecipeError(repeated[0], f"given twice (line {node.start_mark.line + 1})", "keep one of them")
         return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 takes 1e-3 for a string, since it wants 1.0e-3; people write learning rates the short way.
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def shipped_recipes() -> dict[str, Path]:
