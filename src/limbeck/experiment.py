@@ -329,4 +329,3 @@ def parse_options(stage: StageSpec) -> OptionsBase:
         return kind.Options.model_validate(stage.options)
     except ValidationError as error:
         raise explain(error, kind.Options, f"{stage.name}.options") from None
-

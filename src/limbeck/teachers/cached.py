@@ -107,7 +107,7 @@ class CachedTeacher:
     def fingerprint(self) -> str:
         """The teacher's own hash where the cache says what it says, else one of that and of what was left out."""
         key = self.description.key
-        exact = key.dtype in ("compact", "float32") and self.codec is None
+        exact = key.dtype == "float32"
         return str(key.teacher) if exact else hashlib.sha256(f"{key.teacher}:{key.dtype}:{key.k}".encode()).hexdigest()
 
     def _rows(self, batch: Batch) -> Rows:
