@@ -88,7 +88,7 @@ def ours(student: nn.Module, teacher: nn.Module, source: Source) -> Callable[[],
 
 
 def compare(one: Callable[[], None], other: Callable[[], None], block: int, rounds: int) -> tuple[float, float, float]:
-    """Median seconds a step of both, measured in turns in one run, and the ratio of these medians."""
+    """Median seconds a step of both, measured in turns in one run, and how many times as fast the first is."""
     times: tuple[list[float], list[float]] = ([], [])
     pairs = [(one, times[0]), (other, times[1])]
     for turn in range(rounds + 1):
@@ -100,7 +100,7 @@ def compare(one: Callable[[], None], other: Callable[[], None], block: int, roun
             if turn:  # the first round warms up
                 spent.append((time.perf_counter() - start) / block)
     mine, theirs = map(statistics.median, times)
-    return mine, theirs, mine / theirs
+    return mine, theirs, theirs / mine
 
 
 def cases(data_dir: Path | None) -> dict[str, tuple[Source, str, dict, int, int]]:
@@ -127,7 +127,9 @@ def main() -> None:
         hand = HandWritten(nets[1], nets[3], source)
         mine, theirs, ratio = compare(step, hand.train_step, block, rounds)
         extra = (mine - theirs) * 1e3
-        print(f"{name}: {mine * 1e3:.3f} ms against {theirs * 1e3:.3f} ms a step, ratio {ratio:.3f}, {extra:+.3f} ms")
+        print(
+            f"{name}: {mine * 1e3:.3f} ms against {theirs * 1e3:.3f} ms a step, {ratio:.3f} times as fast, {extra:+.3f} ms"
+        )
         unit = "ms a step, hand-written loop"
         append_row(arguments.csv, "trainer-overhead", name, mine * 1e3, theirs * 1e3, ratio, unit)
     print(machine())

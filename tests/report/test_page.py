@@ -145,9 +145,11 @@ def test_a_run_that_has_not_begun(tmp_path):
 
 def test_text_has_no_pictures(tmp_path):
     tree = recipe(stages=[{"name": "one", "method": "supervised", "student": "mlp", "train": {"steps": 4}}])
-    done = write_run(tmp_path / "run", tree | {"data": "pydoc"}, results={"one": {"cross_entropy": 2.5}}, check=False)
+    figures = {"cross_entropy": 2.5, "perplexity": 12.18, "parameters": 2000}
+    done = write_run(tmp_path / "run", tree | {"data": "pydoc"}, results={"one": figures}, check=False)
     shown = Page(write_report([done], tmp_path / "report.html"))
     assert "No pictures: the data hold no images with classes." in shown.text
+    assert "The student's perplexity is 12.18." in shown.text
     assert "2.500" in shown.text
 
 

@@ -119,6 +119,12 @@ FIGURES: dict[str, Figure] = {
         _plain("cross_entropy", "{:.3f}".format, mean),
         "low",
     ),
+    "perplexity": Figure(
+        "Perplexity",
+        "of unseen tokens, the mean over runs; lower is better",
+        _plain("perplexity", "{:.2f}".format, mean),
+        "low",
+    ),
     "parameters": Figure("Parameters", "numbers that the network holds", _plain("parameters", count, mean), "low"),
     "flops": Figure(
         "FLOPs an item", "multiplications and additions of one answer", _plain("flops", count, mean), "low"

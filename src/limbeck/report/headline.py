@@ -23,17 +23,15 @@ def headline(story: Story, group: Group) -> Headline:
     assert student is not None
     accuracy = student.values("accuracy")
     if not accuracy:
-        return _without_accuracy(group)
+        return _by_perplexity(student, teacher, alone) or _without_figures(group)
     if alone is None or not alone.values("accuracy"):
         title = f"The student is right on {percent(mean(accuracy))} of unseen items"
-        return Headline(f"{title}{_of_teacher(teacher)}.", f"{_size(student, teacher)}.".lstrip("."))
+        return Headline(f"{title}{_of_teacher(teacher)}.", _size(student, teacher))
     title = (
         f"Taught, the student is right on {percent(mean(accuracy))} of unseen items; "
         f"alone, on {percent(mean(alone.values('accuracy')))}."
     )
-    size = _size(student, teacher)
-    size = f"{size}{_right(teacher)}." if size else ""
-    return Headline(title, f"{_gain(group, student, alone)} {size}".strip())
+    return Headline(title, f"{_gain(group, student, alone)} {_size(student, teacher, _right(teacher))}".strip())
 
 
 def _gain(group: Group, student: Series, alone: Series) -> str:
@@ -55,16 +53,16 @@ def _gain(group: Group, student: Series, alone: Series) -> str:
     )
 
 
-def _size(student: Series, teacher: Series | None) -> str:
-    """How large the student is, as a sentence without its end."""
+def _size(student: Series, teacher: Series | None, more: str = "") -> str:
+    """How large the student is, as a sentence; `more` follows where its teacher is larger."""
     ours = student.values("parameters")
     theirs = teacher.values("parameters") if teacher is not None else []
     if not ours:
         return ""
     said = f"The student has {count(ours[0])} parameters"
     if not theirs or theirs[0] <= ours[0]:
-        return said
-    return f"{said}, {theirs[0] / ours[0]:.0f} times fewer than its teacher"
+        return f"{said}."
+    return f"{said}, {theirs[0] / ours[0]:.0f} times fewer than its teacher{more}."
 
 
 def _right(teacher: Series | None) -> str:
@@ -77,7 +75,19 @@ def _of_teacher(teacher: Series | None) -> str:
     return f"; its teacher, on {percent(mean(values))}" if values else ""
 
 
-def _without_accuracy(group: Group) -> Headline:
+def _by_perplexity(student: Series, teacher: Series | None, alone: Series | None) -> Headline | None:
+    """The result of language models."""
+    ours, *others = (mean(one.values("perplexity") or [0.0]) if one else 0.0 for one in (student, alone, teacher))
+    if not ours:
+        return None
+    said = [f"The student's perplexity is {ours:.2f}"]
+    said += [
+        f"{name} {value:.2f}" for name, value in zip(("alone it is", "its teacher's"), others, strict=True) if value
+    ]
+    return Headline(f"{'; '.join(said)}.", _size(student, teacher))
+
+
+def _without_figures(group: Group) -> Headline:
     finished = [stage.name for stage in group.recipe.stages if any(stage.name in v.results for v in group.views)]
     if not finished:
         return Headline("No stage is finished yet.", "Figures appear here once the first stage is done.")
