@@ -127,9 +127,7 @@ def main() -> None:
         hand = HandWritten(nets[1], nets[3], source)
         mine, theirs, ratio = compare(step, hand.train_step, block, rounds)
         extra = (mine - theirs) * 1e3
-        print(
-            f"{name}: {mine * 1e3:.3f} ms against {theirs * 1e3:.3f} ms a step, {ratio:.3f} times as fast, {extra:+.3f} ms"
-        )
+        print(f"{name}: {mine * 1e3:.3f} ms against {theirs * 1e3:.3f} ms a step ({extra:+.3f}), {ratio:.3f} as fast")
         unit = "ms a step, hand-written loop"
         append_row(arguments.csv, "trainer-overhead", name, mine * 1e3, theirs * 1e3, ratio, unit)
     print(machine())

@@ -17,13 +17,12 @@ from limbeck.report import write_report
 from limbeck.report.pictures import data_uri
 from tests.report.conftest import recipe, write_run
 from tests.report.test_page import EVIL
+from tests.report.visit import PHONE, Visit
 
-ARTIFACTS = Path(os.environ.get("LIMBECK_ARTIFACTS", Path(__file__).parents[2] / "artifacts"))
 ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
 )
-DESKTOP, PHONE = {"width": 1100, "height": 900}, {"width": 360, "height": 740}
 
 # A busy machine may take long to start a browser.
 pytestmark = pytest.mark.timeout(300)
@@ -52,34 +51,6 @@ def _playwright() -> Any:
 @pytest.fixture(scope="module")
 def report(finished: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(finished, tmp_path_factory.mktemp("page") / "report.html", title="a tiny run")
-
-
-class Visit:
-    """A page that was opened, with every complaint and request since."""
-
-    def __init__(self, browser: Any, path: Path, **context: Any) -> None:
-        self.context = browser.new_context(**({"viewport": DESKTOP} | context))
-        self.page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(path.as_uri())
-        self.page.wait_for_load_state()
-
-    def __enter__(self) -> "Visit":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.context.close()
-
-    def style(self, selector: str, name: str) -> str:
-        return self.page.evaluate("([s, n]) => getComputedStyle(document.querySelector(s))[n]", [selector, name])
-
-    def picture(self, name: str) -> None:
-        ARTIFACTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=ARTIFACTS / f"{name}.png", full_page=True)
 
 
 def points(page: Any, chart: str) -> list[int]:
@@ -196,7 +167,7 @@ def test_long_names_fit_a_phone_too(browser, tmp_path):
 def test_text_stands_out_from_its_ground(browser, report, scheme):
     with Visit(browser, report, color_scheme=scheme) as visit:
         visit.page.eval_on_selector_all("details", "all => all.forEach(one => one.open = true)")
-        faint = visit.page.evaluate(CONTRAST)
+        faint = visit.page.evaluate((Path(__file__).parent / "contrast.js").read_text())
         assert faint == []
 
 
@@ -250,35 +221,3 @@ def test_pictures_are_read_as_they_were_written(browser, tmp_path):
             " return [...brush.getImageData(0, 0, 2, 1).data]; }"
         )
         assert read == [255, 0, 51, 255, 0, 128, 255, 255]
-
-
-# Text whose contrast with the colour behind it is below 4.5 (WCAG AA). Colours are resolved by a canvas, which
-# understands what color-mix computes to.
-CONTRAST = """() => {
-  const brush = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-  const resolve = (colour, ground) => {
-    brush.fillStyle = ground; brush.fillRect(0, 0, 1, 1); brush.fillStyle = colour; brush.fillRect(0, 0, 1, 1);
-    return [...brush.getImageData(0, 0, 1, 1).data].slice(0, 3);
-  };
-  const css = (rgb) => `rgb(${rgb.join(' ')})`;
-  const ground = (node) => {
-    const below = node.parentElement ? ground(node.parentElement) : 'white';
-    return css(resolve(getComputedStyle(node).backgroundColor, below));
-  };
-  const light = (rgb) => {
-    const [r, g, b] = rgb.map((v) => { v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const faint = [];
-  for (const node of document.querySelectorAll('body *')) {
-    const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
-    if (!own || node.closest('script, style, .hidden, .skip')) continue;
-    const behind = ground(node), style = getComputedStyle(node);
-    const colour = node.namespaceURI.endsWith('svg') ? style.fill : style.color;
-    const [a, b] = [light(resolve(colour, behind)), light(resolve(behind, 'white'))].sort((x, y) => y - x);
-    const contrast = (a + 0.05) / (b + 0.05);
-    const name = `${node.tagName}.${node.className}: ${node.textContent.slice(0, 20)}`;
-    if (contrast < 4.5) faint.push(`${name}, ${contrast.toFixed(2)}`);
-  }
-  return faint;
-}"""

@@ -11,7 +11,8 @@ class Batch(Mapping[str, Tensor]):
     """Named tensors of one micro-batch, read by name or as attributes; the first dimension of each is the items.
 
     Names used throughout: `image` (items, channels, height, width), `input_ids` and `attention_mask` (items, length),
-    `label` (items,) with -100 for "no label", `index` (items,) the position of each item in its data set.
+    `labels` (items, length) token targets with -100 for none, `label` (items,) with -100 for "no label", `index`
+    (items,) the position of each item in its data set, `view` (items,) the epoch whose augmentation an item shows.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:

@@ -126,13 +126,13 @@ class FeatureMethod(Method):
     def _paired_layers(self, teacher: Teacher) -> tuple[list[str], list[str]]:
         """Layer paths of both sides, equally many; where both are defaults they are aligned at their ends."""
         student_globs, teacher_globs = self.options.student_layers, self.options.teacher_layers
-        if teacher_globs is None and not isinstance(teacher, LiveTeacher):
-            raise IncompatibleError("this teacher does not tell its layers", "name them in the option teacher_layers")
-        model = teacher.model if isinstance(teacher, LiveTeacher) else None
         ours = match_modules(self.student, student_globs or self.default_layers(self.student))
-        theirs = teacher_globs or []
-        if model is not None:
-            theirs = match_modules(model, teacher_globs or self.default_layers(model))
+        if isinstance(teacher, LiveTeacher):
+            theirs = match_modules(teacher.model, teacher_globs or self.default_layers(teacher.model))
+        else:  # a cached teacher tells which layers it holds
+            theirs = list(teacher_globs or getattr(teacher, "layers", ()))
+        if not theirs:
+            raise IncompatibleError("this teacher does not tell its layers", "name them in the option teacher_layers")
         if student_globs is None and teacher_globs is None:
             depth = min(len(ours), len(theirs))
             return ours[-depth:], theirs[-depth:]
