@@ -17,7 +17,7 @@ export OMP_NUM_THREADS ?= 1
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(CORE)  ## distil on real data, print a table, write report.html (about two minutes)
+demo: $(CORE)  ## distil on real data, print a table, write report.html (about a minute)
 	$(BIN)/limbeck demo $(ARGS)
 
 test: $(ALL)  ## run the tests; PYTEST_WORKERS=0 in one process, ARGS for pytest's own options
@@ -60,10 +60,10 @@ check: lint types docs test  ## format, style, types, documentation and tests
 clean:  ## remove .venv, caches and what the targets built
 	rm -rf $(VENV) build dist artifacts docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 
-# The demo needs the package alone; everything else needs the extras and tools too.
+# The demo needs the package and the models of its language part; everything else needs all extras and tools.
 $(CORE): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing limbeck into $(VENV); torch is large, so the first time takes some minutes"
-	$(PIP) -c constraints.txt -e .
+	$(PIP) -c constraints.txt -e '.[language]'
 	@touch $@
 
 $(ALL): pyproject.toml constraints.txt | $(BIN)/python

@@ -26,15 +26,16 @@ def test_the_command_prints_a_table_and_writes_a_report(tmp_path):
         words("--quick", "--seeds", "2", "--out", str(out)), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    header, *rows = done.stdout.splitlines()[:4]
-    for title in ("Accuracy", "Agrees with teacher", "Parameters", "FLOPs", "Latency", "Training"):
+    header, *rows = done.stdout.splitlines()[:7]
+    for title in ("Accuracy", "Agrees with teacher", "Perplexity", "Parameters", "FLOPs", "Latency", "Training"):
         assert title in header
-    assert [row.split()[0] for row in rows] == ["teacher", "alone", "distilled"]
-    assert all("±" in row for row in rows)
+    stages = [f"{part}: {stage}" for part in ("digits", "language") for stage in ("teacher", "alone", "distilled")]
+    assert [" ".join(row.split()[:2]) for row in rows] == stages
+    assert ["±" in row for row in rows] == [True] * 3 + [False] * 3
     assert "over 2 seeds" in done.stdout
     assert str(out / "report.html") in done.stdout
     assert (out / "report.html").stat().st_size < 2 * 1024 * 1024
-    assert {path.name for path in out.iterdir()} == {"seed-0", "seed-1", "report.html"}
+    assert {path.name for path in out.iterdir()} == {"digits", "language", "report.html"}
     assert "<h1" in (out / "report.html").read_text()
 
 
@@ -43,7 +44,7 @@ def test_an_interrupted_demo_exits_with_3_and_goes_on(tmp_path):
     stopped = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert stopped.stderr is not None
     first = stopped.stderr.readline()  # a line of progress: training is under way
-    assert "seed 0 teacher" in first
+    assert "digits, seed 0, teacher" in first
     stopped.send_signal(signal.SIGINT)
     said = stopped.communicate(timeout=60)[1]
     assert stopped.returncode == 3, said
@@ -54,12 +55,13 @@ def test_an_interrupted_demo_exits_with_3_and_goes_on(tmp_path):
 
 
 def test_a_resumed_demo_is_the_same_to_the_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "PARTS", demo.PARTS[:1])  # one part tells, and the other takes seconds to import
     whole = demo.demonstrate(tmp_path / "whole", 1, quick=True, quiet=True)
 
     @contextmanager
     def interrupting() -> Iterator[demo.Watch]:
         def watch(stage: str, steps: int, row: dict) -> None:
-            if stage == "seed 0 distilled" and row["step"] == 50:
+            if stage == "digits, seed 0, distilled" and row["step"] == 50:
                 os.kill(os.getpid(), signal.SIGINT)
 
         yield watch
@@ -68,7 +70,7 @@ def test_a_resumed_demo_is_the_same_to_the_bit(tmp_path, monkeypatch):
     with pytest.raises(Interrupted, match="demo --out"):
         demo.demonstrate(tmp_path / "cut", 1, quick=True)
     cut = demo.demonstrate(tmp_path / "cut", 1, quick=True, quiet=True)
-    rows = [_without_time(Run.open(shown.report.parent / "seed-0")) for shown in (whole, cut)]
+    rows = [_without_time(Run.open(shown.report.parent / "digits" / "seed-0")) for shown in (whole, cut)]
     assert rows[0] == rows[1]
     assert whole.table()[0] == cut.table()[0]
 
@@ -77,15 +79,22 @@ def _without_time(run: Run) -> list[str]:
     return [json.dumps({key: value for key, value in row.items() if key != "seconds"}) for row in run.metrics()]
 
 
-def test_only_the_objective_sets_the_students_apart():
+@pytest.mark.parametrize("name", ["demo", "demo-language"])
+def test_only_the_objective_sets_the_students_apart(name):
     from limbeck.core.recipe import load_recipe
 
-    recipe = load_recipe("demo")
+    recipe = load_recipe(name)
     teacher, alone, distilled = recipe.stages
     assert alone.student == distilled.student
     assert alone.train == distilled.train
     assert not alone.teacher
     assert distilled.teacher[0].name == f"stage:{teacher.name}"
+
+
+def test_without_transformers_the_language_part_says_that_it_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    with pytest.warns(UserWarning, match=r"language part is left out.*limbeck\[language\]"):
+        assert demo.language_model(tmp_path, 1, True, lambda stage, steps, row: None) == []
 
 
 @pytest.mark.parametrize("seeds", [0, -1, 101])
@@ -98,6 +107,6 @@ def test_bad_numbers_of_seeds(tmp_path, seeds):
 def test_a_quick_demo_does_not_go_on_as_a_full_one(tmp_path: Path):
     from limbeck.core.recipe import load_recipe
 
-    Run.create(tmp_path / "seed-0", load_recipe("demo", {"teacher.train.steps": 60}))
+    Run.create(tmp_path / "digits" / "seed-0", load_recipe("demo", {"teacher.train.steps": 60}))
     with pytest.raises(UsageError, match=r"another recipe .*(\n.*)*--quick"):
         demo.demonstrate(tmp_path, 1, quiet=True)

@@ -4,9 +4,11 @@ Each family of methods has one part: a function that runs its recipes, and the p
 Figures of a new kind join the table through `report.figures.FIGURES`.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from limbeck.report.figures import FIGURES, shown_figures
 from limbeck.report.headline import Headline, headline
 from limbeck.report.page import write_story
 from limbeck.report.panels import standard_panels
+from limbeck.report.provenance import differences
 from limbeck.report.story import Story
 
 if TYPE_CHECKING:
@@ -92,7 +95,9 @@ def demonstrate(out: Path | str, seeds: int = 3, *, quick: bool = False, quiet: 
     except Interrupted as error:
         more = (f" --seeds {seeds}" if seeds != 3 else "") + (" --quick" if quick else "")
         raise Interrupted(error.message, f"continue with: limbeck demo --out {folder}{more}") from error
-    panels = [*standard_panels(), *(panel for part in PARTS for panel in part.panels)]
+    # What sets the parts' recipes apart is everything: that panel is for recipes that are variations of one.
+    panels = [panel for panel in standard_panels() if panel is not differences]
+    panels += [panel for part in PARTS for panel in part.panels]
     story = Story.of(runs)
     return Demonstration(story, write_story(story, folder / "report.html", title="limbeck demo", panels=panels))
 
@@ -103,19 +108,35 @@ def classifier(out: Path, seeds: int, quick: bool, watch: Watch) -> list[Run]:
     if quick:
         for stage, steps in {"teacher": 60, "alone": 100, "distilled": 100}.items():
             overrides |= {f"{stage}.train.steps": steps, f"{stage}.train.evaluate_every": 20}
-    return [run_seed("demo", out, seed, overrides, watch) for seed in range(seeds)]
+    digits = out / "digits"
+    return [
+        run_seed("demo", digits / f"seed-{seed}", seed, overrides, watch, f"digits, seed {seed},")
+        for seed in range(seeds)
+    ]
 
 
-def run_seed(recipe: str, out: Path, seed: int, overrides: Overrides, watch: Watch) -> Run:
-    """Runs a shipped recipe with one seed in `out/seed-N`, or continues it there.
+def language_model(out: Path, seeds: int, quick: bool, watch: Watch) -> list[Run]:
+    """A small language model learns Python's documentation alone, and from a larger one; a single seed."""
+    if any(find_spec(package) is None for package in ("transformers", "tokenizers")):
+        warnings.warn("the language part is left out: pip install 'limbeck[language]' brings it", stacklevel=2)
+        return []
+    overrides: Overrides = {}
+    if quick:
+        for stage in ("teacher", "alone", "distilled"):
+            overrides |= {f"{stage}.train.steps": 8, f"{stage}.train.evaluate_every": 8}
+        overrides["data.limit"] = 256
+    return [run_seed("demo-language", out / "language", 0, overrides, watch, "language,")]
+
+
+def run_seed(recipe: str, folder: Path, seed: int, overrides: Overrides, watch: Watch, label: str) -> Run:
+    """Runs a shipped recipe with one seed into a folder, or continues it there; `label` names it in the progress.
 
     Raises:
         UsageError: the folder holds a run of another recipe.
         Interrupted: a signal arrived; a checkpoint is on disk.
     """
-    interrupt.pause(f"seed {seed} has not begun")
+    interrupt.pause(f"{label} has not begun")
     resolved = load_recipe(recipe, {**overrides, "seed": seed})
-    folder = out / f"seed-{seed}"
     try:
         run = Run.create(folder, resolved, resume=True)
     except UsageError as error:
@@ -124,7 +145,7 @@ def run_seed(recipe: str, out: Path, seed: int, overrides: Overrides, watch: Wat
     from limbeck.experiment import Experiment  # imports torch: only once it is known that there is something to do
 
     def labelled(stage: str, steps: int, row: dict[str, Any]) -> None:
-        watch(f"seed {seed} {stage}", steps, row)
+        watch(f"{label} {stage}", steps, row)
 
     with _one_thread():
         return Experiment(resolved, run, watch=labelled).execute()
@@ -143,5 +164,5 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-PARTS: list[Part] = [Part(classifier)]
+PARTS: list[Part] = [Part(classifier), Part(language_model)]
 """The parts of the demo, in order."""

@@ -212,7 +212,9 @@ class Story:
 def _name(views: Sequence[RunView]) -> str:
     """A group's name: its run's folder, or for runs side by side the folder around them."""
     folders = [view.run.folder.resolve() for view in views]
-    beside = len(folders) > 1 and len({folder.parent for folder in folders}) == 1
+    beside = len({folder.parent for folder in folders}) == 1 and (
+        len(folders) > 1 or folders[0].name.startswith("seed-")
+    )
     name = (folders[0].parent.name if beside else "") or folders[0].name or "run"
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME // 2]}…{name[-_LONGEST_NAME // 2 + 1 :]}"
 
