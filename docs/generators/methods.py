@@ -72,6 +72,11 @@ def _rows(entries: dict[str, Entry], prefix: str) -> str:
 
 
 def _batch_note(card: dict[str, Any]) -> str:
+    if card["couples_batch"] and "prompts" in card["needs"]:
+        return (
+            "Whose text a batch is trained on is drawn for the batch as a whole: gradient accumulation changes that, and "
+            "so do ranks, since each micro-batch draws and writes for itself."
+        )
     if card["couples_batch"]:
         return (
             "Its loss couples the items of a batch: ranks gather their items, and gradient accumulation changes the "
