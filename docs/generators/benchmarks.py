@@ -10,7 +10,8 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results.csv"
 _INTRODUCTION = """# Benchmarks
 
 Each row compares limbeck with a peer (a hand-written loop, or another library) doing the same work in the same process,
-taking turns. The ratio is ours over the peer's, of medians: below 1 is less time or memory than the peer needs.
+taking turns, medians of each. The ratio says how many times better limbeck is: below 1 the peer is. Where the peer is a
+bound, a limit or what was measured after a prediction, the case says so, and the ratio is the share reached.
 `make bench` measures all of them again and writes `benchmarks/results.csv`, from which this page is made.
 
 """

@@ -74,8 +74,8 @@ def _rows(entries: dict[str, Entry], prefix: str) -> str:
 def _batch_note(card: dict[str, Any]) -> str:
     if card["couples_batch"] and "prompts" in card["needs"]:
         return (
-            "Whose text a batch is trained on is drawn for the batch as a whole: gradient accumulation and ranks change "
-            "that, since each micro-batch draws and writes for itself."
+            "Whose text a batch is trained on is drawn for the batch as a whole: gradient accumulation and ranks "
+            "change that, since each micro-batch draws and writes for itself."
         )
     if card["couples_batch"]:
         return (
