@@ -1,5 +1,6 @@
 """The Python API: `distill` with objects of one's own, and what it refuses."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import limbeck
+from limbeck.core import catalogue, registry
 from limbeck.core.card import Card
 from limbeck.core.errors import UsageError
 from limbeck.core.method import Method, Update
@@ -131,6 +133,17 @@ def test_the_watcher_sees_the_rows(arrays: tuple[Tensor, Tensor], tmp_path: Path
     assert [row["step"] for row in run.metrics()] == [1, 2, 3]
 
 
+@pytest.fixture
+def own_methods() -> Iterator[None]:
+    """Forgets afterwards what a test registered: other tests in this process look at all methods."""
+    registered, known = dict(registry._registered), dict(catalogue.read())
+    yield
+    for table, before in ((registry._registered, registered), (catalogue.read(), known)):
+        table.clear()
+        table.update(before)
+
+
+@pytest.mark.usefixtures("own_methods")
 def test_a_method_registered_by_the_caller(arrays: tuple[Tensor, Tensor], tmp_path: Path) -> None:
     @register
     class Constant(Method):
