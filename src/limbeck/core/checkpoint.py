@@ -165,9 +165,10 @@ def storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     seen: set[int] = set()
     for name, tensor in tensors.items():
         plain = tensor.detach().cpu().contiguous()
-        pointer = plain.untyped_storage().data_ptr()
-        stored[name] = plain.clone() if pointer in seen else plain
-        seen.add(pointer)
+        memory = plain.untyped_storage()
+        shared = memory.data_ptr() in seen or memory.nbytes() != plain.nbytes
+        stored[name] = plain.clone() if shared else plain
+        seen.add(memory.data_ptr())
     return stored
 
 

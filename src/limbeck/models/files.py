@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from limbeck.core.checkpoint import storable
 from limbeck.core.durable import write_bytes
 from limbeck.core.errors import DamagedFileError, UsageError
 
@@ -75,20 +76,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 def write_weights(model: nn.Module, folder: Path) -> None:
     """Writes a model's weights and buffers as `model.safetensors`, atomically; tied weights are written out."""
-    write_bytes(folder / WEIGHTS, save(separate_tensors(model.state_dict()), metadata={"format": "pt"}))
-
-
-def separate_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU, contiguous, no two sharing memory, as safetensors asks for."""
-    seen: set[int] = set()
-    result = {}
-    for name, tensor in state.items():
-        tensor = tensor.detach().cpu().contiguous()
-        storage = tensor.untyped_storage()
-        shared = storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes
-        result[name] = tensor.clone() if shared else tensor
-        seen.add(storage.data_ptr())
-    return result
+    write_bytes(folder / WEIGHTS, save(storable(model.state_dict()), metadata={"format": "pt"}))
 
 
 def _is_hub_blob(home: Path, target: Path) -> bool:

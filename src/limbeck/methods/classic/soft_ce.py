@@ -1,17 +1,16 @@
 """Distillation with the teacher's probabilities as labels (Hinton et al., 2015, in the form of a cross-entropy)."""
 
-from pydantic import Field
 from torch import Tensor
 
 from limbeck.core.batch import Batch
 from limbeck.core.card import Card
 from limbeck.core.registry import register
-from limbeck.methods.classic.logit_method import LogitMethod
+from limbeck.methods.classic.kd import KnowledgeDistillation
 from limbeck.objectives.logits import soft_cross_entropy
 
 
 @register
-class SoftCrossEntropy(LogitMethod):
+class SoftCrossEntropy(KnowledgeDistillation):
     r"""The teacher's softened probabilities are the labels of a cross-entropy.
 
     .. math:: L = w_y\,\mathrm{CE}(z_s, y) - w\,T^2\,\frac1B\sum_{b,c} p_t \log p_s, \qquad p = \sigma(z / T)
@@ -29,13 +28,6 @@ class SoftCrossEntropy(LogitMethod):
         needs=("teacher", "student"),
         use="Where losses are compared with papers that report a cross-entropy; it trains exactly like kd.",
     )
-
-    class Options(LogitMethod.Options):
-        """Temperature and weights; defaults of the CIFAR recipe of `kd`."""
-
-        label_weight: float = Field(0.1, ge=0, le=1e6, description="weight of the cross-entropy with the labels")
-        weight: float = Field(0.9, ge=0, le=1e6, description="weight of the distillation term")
-        temperature: float = Field(4.0, gt=0, le=1000, description="softens both distributions; 1 leaves them alone")
 
     def objective(self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch) -> Tensor:
         return soft_cross_entropy(student_logits, teacher_logits, temperature=self.options.temperature)
