@@ -1,0 +1,182 @@
+"""Denoisers: anything that predicts at noisy items. A network becomes one by the process noted on it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.diffusion.grids import uniform_times
+from limbeck.diffusion.parameterisations import (
+    Direct,
+    Parameterisation,
+    build_parameterisation,
+    parameterisation_config,
+)
+from limbeck.diffusion.ports import call_network, null_condition, without_adapter
+from limbeck.diffusion.predictions import Prediction
+from limbeck.diffusion.schedules import Schedule, build_schedule
+from limbeck.diffusion.solvers import SOLVERS, Solver
+
+Condition = Mapping[str, Tensor]
+"""What items are conditioned on, one row an item: `label` (items,), `prompt` (items, tokens, width) with `prompt_mask`
+(items, tokens) and `pooled` (items, width), `guidance` (items,) for networks that take the scale as an input."""
+
+NONE: Condition = {}
+
+
+class Denoiser(ABC):
+    """Predicts at noisy items.
+
+    Attributes:
+        schedule: what alpha and sigma are.
+    """
+
+    schedule: Schedule
+
+    @abstractmethod
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition = NONE) -> Prediction:
+        """The prediction at noisy items x_t (items, ...) and times t (items,)."""
+
+    @abstractmethod
+    def null(self, condition: Condition) -> Condition:
+        """The condition that says nothing, for as many items; the guidance scale stays.
+
+        Raises:
+            ValueError: the model knows no such condition.
+        """
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How samples are meant to be drawn from a network.
+
+    Attributes:
+        solver: name in `solvers.SOLVERS`.
+        steps: how many.
+        guidance: the scale g; 1 for networks that are not guided, or have learned it.
+        times: falling times with the clean end, where they are not evenly spaced.
+    """
+
+    solver: Solver = "ddim"
+    steps: int = 50
+    guidance: float = 1.0
+    times: tuple[float, ...] | None = None
+
+    def times_for(self, schedule: Schedule, steps: int | None = None) -> Tensor:
+        """The times (steps + 1,) of as many steps as asked for; its own number if absent."""
+        if self.times is not None and (steps is None or steps == len(self.times) - 1):
+            return torch.tensor(self.times, dtype=torch.float64)
+        return uniform_times(schedule, steps or self.steps)
+
+
+@dataclass(frozen=True)
+class Process:
+    """All that turns a network into a denoiser and a sampler.
+
+    Attributes:
+        schedule: noise over time.
+        parameterisation: what the network is fed and says.
+        sampling: how samples are drawn from it.
+        null_label: the label that says nothing; None where the network was not trained without a condition.
+        guidance_input: whether the network takes the guidance scale as an input.
+    """
+
+    schedule: Schedule
+    parameterisation: Parameterisation = field(default_factory=Direct)
+    sampling: Sampling = field(default_factory=Sampling)
+    null_label: int | None = None
+    guidance_input: bool = False
+
+    def config(self) -> dict[str, Any]:
+        """The process as plain data."""
+        sampling = {**self.sampling.__dict__, "times": list(self.sampling.times) if self.sampling.times else None}
+        return {
+            "schedule": self.schedule.config(),
+            "parameterisation": parameterisation_config(self.parameterisation),
+            "sampling": sampling,
+            "null_label": self.null_label,
+            "guidance_input": self.guidance_input,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Process":
+        """A process from its plain data.
+
+        Raises:
+            ValueError: the data describe none.
+        """
+        try:
+            sampling = dict(config["sampling"])
+            sampling["times"] = tuple(sampling["times"]) if sampling.get("times") else None
+            made = Sampling(**sampling)
+            if made.solver not in SOLVERS:
+                raise ValueError(f"there is no solver '{made.solver}'")
+            return cls(
+                build_schedule(config["schedule"]),
+                build_parameterisation(config["parameterisation"]),
+                made,
+                config.get("null_label"),
+                bool(config.get("guidance_input", False)),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"no diffusion process is described by {config}") from error
+
+    def sampled(self, **changes: Any) -> "Process":
+        """The same process, sampled in another way."""
+        return replace(self, sampling=replace(self.sampling, **changes))
+
+
+_ATTRIBUTE = "limbeck_process"
+
+
+def note_process(network: nn.Module, process: Process) -> nn.Module:
+    """Notes on a network how it denoises; saved with it. Returns the network."""
+    setattr(network, _ATTRIBUTE, process)
+    return network
+
+
+def process_of(network: nn.Module) -> Process | None:
+    """The process noted on a network, also under an adapter; None where there is none."""
+    return getattr(network, _ATTRIBUTE, None) or getattr(without_adapter(network), _ATTRIBUTE, None)
+
+
+class NetworkDenoiser(Denoiser):
+    """A network together with its process.
+
+    Args:
+        network: a network of this library or of diffusers; see `ports`.
+        process: how it denoises; what is noted on the network if absent.
+
+    Raises:
+        ValueError: neither is there.
+    """
+
+    def __init__(self, network: nn.Module, process: Process | None = None) -> None:
+        process = process or process_of(network)
+        if process is None:
+            raise ValueError(f"nothing is known of how {type(network).__name__} denoises: note its process")
+        self.network, self.process, self.schedule = network, process, process.schedule
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition = NONE) -> Prediction:
+        made = self.process.parameterisation
+        seen, time = made.inputs(x_t, t, self.schedule)
+        output = call_network(self.network, seen, time.to(x_t.dtype), condition)
+        if isinstance(made, Direct) and output.dtype in (torch.float16, torch.bfloat16):
+            output = output.float()
+        value, kind = made.prediction(output, x_t, t, self.schedule)
+        return Prediction(value, kind, x_t, t, self.schedule)
+
+    def null(self, condition: Condition) -> Condition:
+        return null_condition(self.network, condition, self.process.null_label)
+
+
+def denoiser_of(model: nn.Module) -> Denoiser:
+    """The denoiser behind a module: itself, where it is one, or a network with its process.
+
+    Raises:
+        ValueError: nothing is known of how it denoises.
+    """
+    return model if isinstance(model, Denoiser) else NetworkDenoiser(model)
