@@ -8,7 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from jaxtyping import install_import_hook
 
-install_import_hook("limbeck.objectives", "beartype.beartype")
+install_import_hook(["limbeck.objectives", "limbeck.diffusion", "limbeck.rendering"], "beartype.beartype")
 
 import torch
 

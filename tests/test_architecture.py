@@ -21,11 +21,11 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # Folders of pure building blocks; each imports its own folder, those of a lower rank, and nothing else of limbeck.
 RANK = {"objectives": 0, "diffusion": 1, "mixers": 1, "compression": 2, "rendering": 2}
-FOR_METHODS = {*RANK, "core", "data", "language", "synthesis"}
+FOR_METHODS = {*RANK, "core", "data", "language", "search", "synthesis"}
 FOR_METHODS_SINGLY = {"limbeck.models.describe"}
 OPTIONAL = {
     *("timm", "torchvision", "transformers", "diffusers", "datasets", "peft", "optuna", "tensorboard", "playwright"),
-    *("onnx", "onnxruntime", "onnxscript", "PIL", "pyarrow", "torch_geometric", "gsplat", "soundfile", "jiwer"),
+    *("onnx", "onnxruntime", "onnxscript", "PIL", "pyarrow", "torch_geometric", "gsplat", "skimage", "trimesh", "soundfile", "jiwer"),
 }
 ADAPTERS = ("models/adapters/", "data/readers/")
 VAGUE = {"utils", "util", "misc", "helpers", "helper", "common", "stuff"}
