@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from limbeck.planning import plan
     from limbeck.report import write_report
     from limbeck.running import run
+    from limbeck.sampling import sample
     from limbeck.sweeping import sweep
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "load",
     "plan",
     "run",
+    "sample",
     "sweep",
     "write_report",
 ]
@@ -41,6 +43,7 @@ _PLACES = {
     "load": "limbeck.finished",
     "plan": "limbeck.planning",
     "run": "limbeck.running",
+    "sample": "limbeck.sampling",
     "sweep": "limbeck.sweeping",
     "write_report": "limbeck.report",
 }

@@ -1,6 +1,7 @@
 """Running a recipe: data, then each stage's models, method and training, then figures and the student in its format."""
 
 import contextlib
+import copy
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ from torch import nn
 from limbeck.core import interrupt
 from limbeck.core.distributed import World
 from limbeck.core.durable import commit_folder, verify_folder
-from limbeck.core.errors import DamagedFileError, Interrupted, LimbeckError
+from limbeck.core.errors import DamagedFileError, IncompatibleError, Interrupted, LimbeckError
 from limbeck.core.explain import explain
 from limbeck.core.method import DataInfo, Method, Procedure, ProcedureContext
 from limbeck.core.options import OptionsBase
@@ -28,13 +29,21 @@ from limbeck.data.cache.writer import fill_cache
 from limbeck.data.loader import Loader
 from limbeck.data.open import DataSplit, open_data
 from limbeck.metrics.tasks import evaluate_for
-from limbeck.modality import adaptation, check_task, normalisation_of_data, normalise, note_inputs
+from limbeck.modality import (
+    adaptation,
+    check_task,
+    normalisation_of_data,
+    normalise,
+    note_inputs,
+    preferred_normalisation,
+)
 from limbeck.models.build import build_model
 from limbeck.models.describe import count_flops, count_parameters, latency
 from limbeck.models.names import parse_model_name
 from limbeck.models.normalisation import normalisation_of
 from limbeck.models.saved import load_model, save_model
 from limbeck.models.structure import share_frozen
+from limbeck.search.space import with_arguments
 from limbeck.teachers.cached import CachedTeacher
 from limbeck.teachers.served import build_served
 from limbeck.teachers.staged import micro_batch, open_cache, stages_used, views_for
@@ -138,7 +147,8 @@ class Experiment:
         check_task(method_class(stage.method).card, info, stage.name)
         student = self.objects.get(f"{stage.name}.student") or self._model(stage, "student", 0, info)
         # Images are normalised for the student; teachers that want another normalisation convert from it.
-        wanted = self.normalisation if self.recipe.data.mean else normalisation_of(student) or self.normalisation
+        usual = preferred_normalisation(method_class(stage.method).card, self.normalisation)
+        wanted = self.normalisation if self.recipe.data.mean else normalisation_of(student) or usual
         for source in (data.train, data.validation):
             normalise(source, wanted)
         return data, info, student
@@ -193,6 +203,8 @@ class Experiment:
         figures = self._measure(result, prepared, self._judge(stage, prepared))
         figures["seconds"] = sum(seconds.values()) or time.perf_counter() - begun
         figures["phases"] = seconds
+        if isinstance(prepared.method, Procedure):
+            figures |= prepared.method.figures()
         note_inputs(result, prepared.data.train)
         self._save(result, self.run.stage_result(stage.name))
         if self.world.main:
@@ -209,9 +221,23 @@ class Experiment:
             seed=self.recipe.seed,
             log=lambda row: self._record(stage.name, 0, row),
             pause=interrupt.pause,
+            build=lambda arguments, seed: self._variant(stage, prepared.info, arguments, seed),
         )
         assert isinstance(prepared.method, Procedure)
         return prepared.method.run(context)
+
+    def _variant(self, stage: StageSpec, info: DataInfo, arguments: Mapping[str, Any], seed: int | None) -> nn.Module:
+        """A stage's student with other arguments and fresh weights."""
+        key = f"{stage.name}.student"
+        if key in self.objects and not arguments:
+            return copy.deepcopy(self.objects[key])
+        if key in self.objects or (
+            arguments and parse_model_name(stage.student.name).kind in ("stage", "run", "folder")
+        ):
+            raise IncompatibleError(f"{key} cannot be built with other arguments", "name a network, such as convnet")
+        changes: Row = {"arguments": with_arguments(stage.student.arguments, arguments)}
+        spec = stage.student.model_copy(update=changes if seed is None else {**changes, "seed": None})
+        return build_model(spec, info, self.recipe.seed if seed is None else seed, stages=self.results, key=key)
 
     def _measure(self, result: nn.Module, prepared: "Prepared", teacher: Teacher | None) -> Row:
         example = prepared.info.example.to(self.world.device)

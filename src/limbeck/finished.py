@@ -12,7 +12,11 @@ if TYPE_CHECKING:
     from limbeck.core.teacher import Teacher
     from limbeck.data.source import Source
 
-Format = Literal["timm", "transformers", "peft", "onnx", "limbeck"]
+Format = Literal["timm", "transformers", "diffusers", "peft", "onnx", "limbeck"]
+
+
+_MARKS = ("config.json", "adapter_config.json", "model_index.json", "unet/config.json", "transformer/config.json")
+"""Files of which a model's folder holds one."""
 
 
 def load(folder: "Path | str | Run", model: "nn.Module | None" = None) -> "nn.Module":
@@ -34,7 +38,7 @@ def load(folder: "Path | str | Run", model: "nn.Module | None" = None) -> "nn.Mo
         path = Run.open(path).student
         if not path.is_dir():
             raise UsageError(f"the run in {path.parent} is not finished", f"limbeck run {path.parent} --resume")
-    if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+    if path.is_dir() and not any((path / name).is_file() for name in _MARKS):
         raise UsageError(f"{path} holds neither a run nor a model", "give a run's folder, or that of an exported model")
     return load_model(path, model).eval()
 
@@ -100,8 +104,8 @@ def export(
 
     Args:
         run: a run, its folder, or the folder of an exported model.
-        to: "timm" or "transformers" for students of these libraries; "peft" for adapters; "onnx" for any; "limbeck" for
-            shipped networks.
+        to: "timm", "transformers" or "diffusers" for students of these libraries; "peft" for adapters, which those of
+            diffusers' networks need not be; "onnx" for classifiers and language models; "limbeck" for shipped networks.
         out: a folder that does not exist yet, or is empty.
         model: an object of the student's class to fill, for classes of your own.
         merge: add the student's adapter into its base model's weights first.

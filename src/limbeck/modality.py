@@ -34,6 +34,16 @@ def normalisation_of_data(source: Source) -> Normalisation | None:
     return source.normalisation if isinstance(source, ImageSource) else None
 
 
+def preferred_normalisation(card: Card, measured: Normalisation | None) -> Normalisation | None:
+    """What images are normalised with where neither the recipe nor a model says: generators work in [-1, 1], all other
+    methods on images of mean 0 and deviation 1, as they were `measured`.
+    """
+    if card.task != "generation" or measured is None:
+        return measured
+    channels = len(measured[0])
+    return [0.5] * channels, [0.5] * channels
+
+
 def normalise(source: Source, normalisation: Normalisation | None) -> None:
     """Sets what images are normalised with; data of another kind are left as they are."""
     if isinstance(source, ImageSource) and normalisation is not None:

@@ -23,6 +23,7 @@ Direction = Literal["maximize", "minimize"]
 DIRECTIONS: dict[str, Direction] = {
     "accuracy": "maximize",
     "agreement": "maximize",
+    "score": "maximize",
     "cross_entropy": "minimize",
     "calibration_error": "minimize",
     "teacher_kl": "minimize",

@@ -20,7 +20,13 @@ from limbeck.core.trainer import Row, Trainer
 from limbeck.data.loader import Loader
 from limbeck.data.source import ArraySource, Source
 from limbeck.data.text.source import TextSource
+from limbeck.diffusion.denoiser import Process, Sampling, condition_of, denoiser_of, note_process
+from limbeck.diffusion.generation import generate
+from limbeck.diffusion.parameterisations import Direct
+from limbeck.diffusion.schedules import Cosine
+from limbeck.metrics.generation import noise_for
 from limbeck.models.convnet import ConvNet
+from limbeck.models.denoising_mlp import DenoisingMLP
 
 
 class Rig(ABC):
@@ -175,7 +181,34 @@ class LanguageModelling(Rig):
             return logits_of(call(model.eval(), self.source.fetch(torch.arange(8))))
 
 
-RIGS: dict[str, Rig] = {"classification": Classification(), "language-modelling": LanguageModelling()}
+class Generation(Rig):
+    """Digits-like images in [-1, 1] with classes, and small denoisers; the teacher knows how to do without a class."""
+
+    def __init__(self) -> None:
+        draws = torch.Generator().manual_seed(0)
+        images = torch.rand(40, 1, 4, 4, generator=draws)
+        labels = torch.arange(40) % 4
+        labels[::7] = -100
+        self.source = ArraySource(images, labels, normalisation=([0.5], [0.5]))
+
+    def student(self, per_item: bool) -> nn.Module:
+        return DenoisingMLP(numbers=16, classes=4, width=16, depth=2)
+
+    def teacher(self) -> nn.Module:
+        process = Process(Cosine(), Direct("v"), Sampling("ddim", 8, 2.0), null_label=4)
+        return note_process(DenoisingMLP(numbers=16, classes=4, width=24, depth=2), process)
+
+    def outputs(self, model: nn.Module) -> Tensor:
+        batch = self.source.fetch(torch.arange(8))
+        with torch.no_grad():
+            return generate(denoiser_of(model.eval()), noise_for(batch), condition_of(batch, 4), solver="ddim")
+
+
+RIGS: dict[str, Rig] = {
+    "classification": Classification(),
+    "generation": Generation(),
+    "language-modelling": LanguageModelling(),
+}
 """One rig by `Card.task`."""
 
 SGD = OptimizerSpec(name="sgd", lr=1e-3, momentum=0.9, schedule="constant")

@@ -16,6 +16,7 @@ COMMANDS = {
     "methods": "List the methods, or show one with its options.",
     "eval": "Measure a finished run's student on its validation data.\n\n"
     "Accuracy comes with its 95 % interval, and agreement with the teacher where there is one.",
+    "sample": "Draw images from a finished run's generator, as one picture.",
     "report": "Write one page that shows or compares runs.",
     "export": "Write a run's student for use elsewhere: timm, transformers, onnx.",
     "sweep": "Search options of a recipe with optuna; several processes can share the work.\n\n"

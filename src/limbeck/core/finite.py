@@ -67,7 +67,7 @@ class FiniteGuard:
         place: Place,
     ) -> bool:
         """Whether the host should call the optimizer; `loss` and `gradient_norm` are scalars."""
-        if not (self.deferred and optimizer.defaults["fused"]):
+        if not (self.deferred and optimizer.defaults.get("fused")):
             return self._judge(math.isfinite(loss.item()), math.isfinite(gradient_norm.item()), place)
         finite = loss.isfinite() & gradient_norm.isfinite()
         optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]

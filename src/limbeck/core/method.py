@@ -42,12 +42,14 @@ class Clock:
         steps: all steps.
         epoch: epochs so far, as a real number.
         seed: a seed of this step that all ranks share; the global random streams differ from rank to rank.
+        run_seed: the seed of the whole training, for what is drawn once and used in many steps.
     """
 
     step: int = 0
     steps: int = 1
     epoch: float = 0.0
     seed: int = 0
+    run_seed: int = 0
 
     @property
     def progress(self) -> float:
@@ -147,6 +149,10 @@ class Procedure:
         """Does the work and returns what the user takes home."""
         raise NotImplementedError
 
+    def figures(self) -> dict[str, float]:
+        """What was found out, by name, once `run` is done; joins the figures of the stage."""
+        return {}
+
 
 @dataclass(frozen=True)
 class ProcedureContext:
@@ -158,6 +164,8 @@ class ProcedureContext:
         seed: seed of all its randomness.
         log: records a row of metrics.
         pause: call it between units of work; raises `Interrupted` when the run was asked to stop.
+        build: makes the stage's student anew from (arguments, seed): with some of its arguments changed, by name or by
+            a path such as `layers.0`, and fresh weights, those of the recipe for the seed None.
     """
 
     source: Any
@@ -165,3 +173,4 @@ class ProcedureContext:
     seed: int
     log: Any
     pause: Any
+    build: Any = None

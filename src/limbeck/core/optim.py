@@ -1,6 +1,7 @@
 """Optimizers from options, learning rates as pure functions of the step, and optimizer state by parameter name."""
 
 import math
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -14,19 +15,16 @@ def build_optimizer(player: str, module: nn.Module, spec: OptimizerSpec) -> torc
     """The optimizer of one player over its trainable parameters.
 
     Raises:
-        IncompatibleError: the player has nothing to train.
+        IncompatibleError: the player has nothing to train, or a key of `lr_multipliers` fits none of it.
     """
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not trainable:
         raise IncompatibleError(
             f"player '{player}' has no trainable parameter", "unfreeze something, or add an adapter"
         )
-    groups: list[dict[str, Any]] = [{"params": trainable}]
+    groups = _groups(player, module, spec)
     if spec.weight_decay and not spec.decay_norms:
-        groups = [
-            {"params": [parameter for parameter in trainable if parameter.ndim > 1]},
-            {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "weight_decay": 0.0},
-        ]
+        groups = [part for group in groups for part in _without_decay_of_norms(group)]
     # The fused kernels do one pass over memory, and alone can skip a non-finite step without the host knowing. Sharded
     # parameters (DTensor) have no fused SGD.
     fused = spec.name != "sgd" or not any(hasattr(parameter, "placements") for parameter in trainable)
@@ -39,8 +37,41 @@ def build_optimizer(player: str, module: nn.Module, spec: OptimizerSpec) -> torc
             for parameter in trainable:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
+    if spec.name == "radam":  # it has no fused kernel
+        return torch.optim.RAdam(groups, lr=spec.lr, weight_decay=spec.weight_decay, betas=spec.betas)
     kind = torch.optim.AdamW if spec.name == "adamw" else torch.optim.Adam
     return kind(groups, betas=spec.betas, **shared)
+
+
+def _groups(player: str, module: nn.Module, spec: OptimizerSpec) -> list[dict[str, Any]]:
+    """Trainable parameters by the factor on their learning rate, `multiplier`; one group where all have the rate."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    unused = set(spec.lr_multipliers)
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        fitting = next((key for key in spec.lr_multipliers if _fits(key, name)), None)
+        unused.discard(fitting or "")
+        factor = 1.0 if fitting is None else spec.lr_multipliers[fitting]
+        groups.setdefault(factor, []).append(parameter)
+    if unused:
+        raise IncompatibleError(
+            f"lr_multipliers: no trained parameter of player '{player}' is left for '{sorted(unused)[0]}'",
+            "name its modules, and special ones before general ones; train.players gives each player its own",
+        )
+    return [{"params": parameters, "multiplier": factor} for factor, parameters in groups.items()]
+
+
+def _fits(key: str, name: str) -> bool:
+    """Whether a path or glob is that of a parameter, or of a module that holds it."""
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:end]), key) for end in range(1, len(parts) + 1))
+
+
+def _without_decay_of_norms(group: dict[str, Any]) -> list[dict[str, Any]]:
+    matrices = [parameter for parameter in group["params"] if parameter.ndim > 1]
+    vectors = [parameter for parameter in group["params"] if parameter.ndim <= 1]
+    return [{**group, "params": matrices}, {**group, "params": vectors, "weight_decay": 0.0}]
 
 
 def learning_rate(spec: OptimizerSpec, step: int, steps: int) -> float:

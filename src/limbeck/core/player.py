@@ -71,7 +71,7 @@ class Player:
         if clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, clip, norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.spec, *progress)
+            group["lr"] = learning_rate(self.spec, *progress) * group["multiplier"]
         admitted = guard.admits(loss, norm, self.optimizer, place)
         if admitted:
             self.optimizer.step()

@@ -2,6 +2,8 @@
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy
 import torch
@@ -29,6 +31,25 @@ def reseed(seed: int, *key: object) -> None:
 def generator(seed: int, *key: object, device: torch.device | str = "cpu") -> torch.Generator:
     """A torch generator of its own, seeded from `derive(seed, *key)`."""
     return torch.Generator(device=device).manual_seed(derive(seed, *key))
+
+
+@contextmanager
+def repeating(state: torch.Tensor, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Within the context torch's stream on `device` goes on from `state`, a `stream_state`; afterwards as if nothing
+    had been drawn. So a second network drops the very units that a first one dropped.
+    """
+    devices = [device] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        if devices:
+            torch.cuda.set_rng_state(state, device)
+        else:
+            torch.set_rng_state(state)
+        yield
+
+
+def stream_state(device: torch.device | str = "cpu") -> torch.Tensor:
+    """Where torch's stream on `device` stands."""
+    return torch.cuda.get_rng_state(device) if torch.device(device).type == "cuda" else torch.get_rng_state()
 
 
 class ItemOrder:

@@ -46,11 +46,14 @@ class AdapterSpec(OptionsBase):
 
 
 class ModelSpec(OptionsBase):
-    """Which network: a shipped net, a timm or transformers model, a folder, or the result of an earlier stage."""
+    """Which network: a shipped net, a timm, transformers or diffusers model, a folder, or an earlier stage's result."""
 
     name: str = Field(
-        description="`convnet`, `vit`, `mlp` (shipped); `timm:NAME`; `hf:FOLDER_OR_ID`; `config:TYPE` (a transformers "
-        "model with fresh weights, as `config:llama`, whose arguments are its configuration); `run:FOLDER` (a finished "
+        description="`convnet`, `vit`, `mlp` (shipped); `timm:NAME`; `hf:FOLDER_OR_ID`; "
+        "`diffusers:FOLDER_OR_ID` (the denoising network of a pipeline; with the argument pretrained: false its "
+        "configuration alone, of which further arguments change fields); `config:TYPE` (a model with fresh weights of a "
+        "transformers type, as `config:llama`, or a diffusers class, as `config:UNet2DModel`, whose arguments are its "
+        "configuration); `run:FOLDER` (a finished "
         "run or an exported student); `stage:NAME` (result of an earlier stage)"
     )
     arguments: dict[str, JsonValue] = Field(
@@ -81,6 +84,7 @@ class DataSpec(OptionsBase):
         "digits",
         description="`digits` (embedded); `folder:PATH` (one folder a class); `parquet:PATH` (file or folder); "
         "`datasets:PATH` (saved with save_to_disk); `mnist:PATH` (IDX files); `npz:PATH` (arrays image, label); "
+        "`pairs:PATH` (noise and what a sampler made of it); "
         "`pydoc` (embedded text: Python's documentation); `text:PATH` (plain text); `jsonl:PATH` (rows with columns)",
     )
     image_size: int | None = Field(None, ge=4, le=4096, description="side in pixels of the square images")
@@ -100,11 +104,11 @@ class DataSpec(OptionsBase):
 class OptimizerSpec(OptionsBase):
     """One player's optimizer and its learning-rate schedule."""
 
-    name: Literal["adamw", "adam", "sgd"] = Field("adamw", description="optimizer of torch.optim")
+    name: Literal["adamw", "adam", "radam", "sgd"] = Field("adamw", description="optimizer of torch.optim")
     lr: float = Field(1e-3, gt=0, le=100, description="peak learning rate")
     weight_decay: float = Field(0.0, ge=0, le=10, description="decoupled for adamw, L2 otherwise")
     decay_norms: bool = Field(True, description="apply weight decay to biases and norms (tensors of one dimension) too")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="adam and adamw only")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="adam, adamw and radam only")
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
     nesterov: bool = Field(False, description="sgd only")
     schedule: Literal["constant", "cosine", "linear", "step"] = Field("cosine", description="shape after the warm-up")
@@ -112,6 +116,11 @@ class OptimizerSpec(OptionsBase):
     final: float = Field(0.0, ge=0, le=1, description="share of the peak rate left at the end (cosine, linear)")
     milestones: list[float] = Field(default_factory=list, description="shares of the run at which `step` decays")
     gamma: float = Field(0.1, gt=0, le=1, description="factor of `step` at each milestone")
+    lr_multipliers: dict[str, Annotated[float, Field(ge=0, le=1000)]] = Field(
+        default_factory=dict,
+        description="factors on the rate by module path or glob, as {stages.0: 0.1, 'stages.[12]': 0.2}; the first "
+        "that fits a parameter counts, and parameters that none fits keep the rate",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "OptimizerSpec":

@@ -162,7 +162,7 @@ class Ensemble:
             return self.teachers[int(torch.randint(len(self.teachers), ()))].signal(batch, layers)
         if layers:
             raise IncompatibleError("an ensemble's features cannot be averaged", "use reduce: random, or one teacher")
-        return TeacherSignal(self._combined([self._logits(teacher, batch) for teacher in self.teachers]))
+        return TeacherSignal(self.combined([self._logits(teacher, batch) for teacher in self.teachers]))
 
     def tokens(self, batch: Batch) -> "TokenSignal":
         """The combined logits of the kept tokens."""
@@ -170,10 +170,10 @@ class Ensemble:
             return self.teachers[int(torch.randint(len(self.teachers), ()))].tokens(batch)
         from limbeck.objectives.fused_head import DenseTeacher
 
-        return DenseTeacher(self._combined([logits_of_tokens(teacher.tokens(batch)) for teacher in self.teachers]))
+        return DenseTeacher(self.combined([logits_of_tokens(teacher.tokens(batch)) for teacher in self.teachers]))
 
-    def _combined(self, logits: Sequence[Tensor]) -> Tensor:
-        """Logarithm of the weighted mean of the probabilities."""
+    def combined(self, logits: Sequence[Tensor]) -> Tensor:
+        """Logarithm of the weighted mean of the probabilities of each teacher's logits (items, classes)."""
         log_probs = torch.stack([one.float().log_softmax(-1) for one in logits])
         weights = self.weights.log().to(log_probs).view(-1, *[1] * (log_probs.ndim - 1))
         return torch.logsumexp(log_probs + weights, 0)

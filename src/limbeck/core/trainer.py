@@ -112,7 +112,7 @@ class Trainer:
         moment = self.step + self.offset
         reseed(self.seed, "step", moment, self.world.rank)
         epoch = self.step * self.spec.batch_size / self.items
-        self.method.clock = Clock(self.step, self.steps, epoch, derive(self.seed, "shared", moment))
+        self.method.clock = Clock(self.step, self.steps, epoch, derive(self.seed, "shared", moment), self.seed)
         running = [self.method.step(batch) for batch in micro_batches]
         indices = tuple(batch["index"] for batch in micro_batches if "index" in batch)
         while True:

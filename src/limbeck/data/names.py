@@ -13,6 +13,7 @@ FORMS = {
     "parquet:PATH": "parquet file, or folder of train and test files",
     "folder:PATH": "one folder of images a class, under train and val if these exist",
     "datasets:PATH": "data set saved with save_to_disk",
+    "pairs:PATH": "folder of pairs of noise and data, from limbeck.data.pairs.write_pairs",
     "npz:PATH": "NumPy archive with the arrays image and label",
     "pydoc": "text of Python's own documentation, embedded",
     "text:PATH": "file of plain text, or folder of such files",

@@ -52,6 +52,10 @@ def open_data(spec: DataSpec, seed: int = 0) -> DataSplit:
         from limbeck.data.text.open import open_text
 
         return DataSplit(*open_text(kind, path, spec, seed))
+    if kind == "pairs":
+        from limbeck.data.pairs import open_pairs
+
+        return DataSplit(*open_pairs(path, spec.validation, seed, spec.limit))
     train, validation = _reader(kind)(path, spec)
     if validation is None:
         kept, held = stratified_split(train.labels, spec.validation, 0 if kind == "digits" else seed)

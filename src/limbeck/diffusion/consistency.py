@@ -8,6 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from limbeck.diffusion.parameterisations import lcm_scalings
+from limbeck.diffusion.predictions import Prediction
+from limbeck.diffusion.schedules import along
+
 
 def pseudo_huber(
     a: Float[Tensor, "items *shape"],
@@ -21,17 +25,34 @@ def pseudo_huber(
     Dhariwal, 2024); "elementwise" is the mean over numbers of sqrt(d^2 + c^2) - c, c = 0.001 if absent (Luo et al.,
     *Latent Consistency Models*, 2023).
     """
-    difference = (a.float() - b.float() if a.dtype in (torch.float16, torch.bfloat16) else a - b).flatten(1)
+    difference = _difference(a, b)
     if reduction == "elementwise":
         c = 0.001 if c is None else c
-        return ((difference.square() + c**2).sqrt() - c).mean(1)
+        return _above(difference.square(), c).mean(1)
     c = 0.00054 * math.sqrt(difference.shape[1]) if c is None else c
-    return (difference.square().sum(1) + c**2).sqrt() - c
+    return _above(difference.square().sum(1), c)
+
+
+def _above(square: Tensor, c: float) -> Tensor:
+    """sqrt(d^2 + c^2) - c without its cancellation at small d, for c > 0."""
+    return square / ((square + c**2).sqrt() + c)
 
 
 def squared_distance(a: Float[Tensor, "items *shape"], b: Float[Tensor, "items *shape"]) -> Float[Tensor, " items"]:
     """Mean squared difference of each item."""
-    return (a - b).flatten(1).square().mean(1)
+    return _difference(a, b).square().mean(1)
+
+
+def _difference(a: Tensor, b: Tensor) -> Tensor:
+    """a - b (items, numbers), float32 at least."""
+    precision = torch.promote_types(a.dtype, torch.float32)
+    return (a.to(precision) - b.to(precision)).flatten(1)
+
+
+def lcm_function(prediction: Prediction, sigma_data: float = 0.5, scale: float = 10.0) -> Float[Tensor, "items *shape"]:
+    """The consistency function of latent consistency models: c_skip x_t + c_out x0, the identity at discrete time 0."""
+    c_skip, c_out = lcm_scalings(prediction.t, sigma_data, scale)
+    return along(c_skip, prediction.x_t) * prediction.x_t + along(c_out, prediction.x_t) * prediction.x0
 
 
 def doubling_scales(step: int, steps: int, first: int = 10, last: int = 1280) -> int:
@@ -86,6 +107,9 @@ def segment_starts(grid: int, segments: int) -> Int[Tensor, " segments"]:
 
 
 def segment_end(index: Int[Tensor, " items"], grid: int, segments: int) -> Int[Tensor, " items"]:
-    """Grid index to which each index's segment is mapped: one below the segment's first; -1 is the clean end."""
+    """Grid index to which each index's segment is mapped: one below the segment's first.
+
+    -1 stands for what lies below the grid, in the papers time 0 of a discrete schedule (see `grids.lcm_grid`).
+    """
     starts = segment_starts(grid, segments).to(index.device)
     return starts[torch.searchsorted(starts, index, right=True) - 1] - 1

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from limbeck.diffusion.schedules import Schedule
+from limbeck.diffusion.schedules import EDM, Schedule
 
 
 def uniform_times(schedule: Schedule, steps: int) -> Float[Tensor, " times"]:
@@ -17,6 +17,26 @@ def uniform_times(schedule: Schedule, steps: int) -> Float[Tensor, " times"]:
         spaced = torch.linspace(schedule.t_max + 1, 0, steps + 1, dtype=torch.float64)
         return spaced.round() - 1
     return torch.linspace(schedule.t_max, schedule.clean, steps + 1, dtype=torch.float64)
+
+
+def usual_times(schedule: Schedule, steps: int) -> Float[Tensor, " times"]:
+    """Falling times of a sampler that was not told any, with the clean end: steps + 1 of them, float64.
+
+    Evenly spaced, but on EDM's schedule, where those of Karras et al. are taken.
+    """
+    if not isinstance(schedule, EDM):
+        return uniform_times(schedule, steps)
+    return torch.cat([karras_times(steps, schedule.t_min, schedule.t_max), torch.zeros(1, dtype=torch.float64)])
+
+
+def scm_times(steps: int, highest: float = 1.57080, between: float = 1.3) -> Float[Tensor, " times"]:
+    """Falling times of TrigFlow consistency samplers, with the clean end: steps + 1 of them (SANA-Sprint, 2025).
+
+    Two steps go by way of `between`; any other number is evenly spaced.
+    """
+    if steps == 2:
+        return torch.tensor([highest, between, 0.0], dtype=torch.float64)
+    return torch.linspace(highest, 0, steps + 1, dtype=torch.float64)
 
 
 def karras_times(
@@ -34,14 +54,22 @@ def karras_times(
 def lcm_times(schedule: Schedule, steps: int, origin: int = 50) -> Float[Tensor, " times"]:
     """Falling times of latent-consistency samplers on a discrete schedule, with the clean end: steps + 1 of them.
 
-    A grid of `origin` times (19, 39, ..., 999 of a thousand) is reversed and taken at evenly spaced places.
+    The grid of `origin` times is reversed and taken at evenly spaced places, rounded down.
 
     Source: Luo et al., *Latent Consistency Models*, 2023, arXiv 2310.04378.
     """
+    falling = lcm_grid(schedule, origin).flip(0)
+    places = torch.arange(steps) * origin // steps
+    return torch.cat([falling[places], torch.tensor([schedule.clean], dtype=torch.float64)])
+
+
+def lcm_grid(schedule: Schedule, origin: int = 50) -> Float[Tensor, " times"]:
+    """Rising grid of times on which latent-consistency students of a discrete schedule are trained: 19, 39, ..., 999.
+
+    What lies one place below its first is time 0 in the papers: not quite clean.
+    """
     stride = (int(schedule.t_max) + 1) // origin
-    grid = torch.arange(1, origin + 1, dtype=torch.float64) * stride - 1
-    places = (torch.arange(steps, dtype=torch.float64) * origin / steps).floor().long()
-    return torch.cat([grid.flip(0)[places], torch.tensor([schedule.clean], dtype=torch.float64)])
+    return torch.arange(1, origin + 1, dtype=torch.float64) * stride - 1
 
 
 def shifted(t: Float[Tensor, "*times"], shift: float) -> Float[Tensor, "*times"]:

@@ -47,9 +47,14 @@ def combine(
         t: times (items,).
         terms: (scale, plus condition, minus condition) each.
         base: where the sum starts from; the first term's minus condition if absent, which is plain guidance.
+
+    Raises:
+        ValueError: the conditions do not all hold the same names.
     """
     asked = [terms[0][2] if base is None else base, *(side for _, *sides in terms for side in sides)]
     distinct = list({id(condition): condition for condition in asked}.values())
+    if any(condition.keys() != distinct[0].keys() for condition in distinct):
+        raise ValueError("conditions of one batched call must hold the same names: take null(condition) for none")
     place = {id(condition): n for n, condition in enumerate(distinct)}
     together = {name: torch.cat([condition[name] for condition in distinct]) for name in distinct[0]}
     count = len(distinct)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from limbeck.diffusion.denoiser import NONE, Condition, Denoiser
+from limbeck.diffusion.denoiser import NONE, Condition, Denoiser, Sampling
 from limbeck.diffusion.predictions import Prediction
 from limbeck.diffusion.schedules import Schedule, along
 
@@ -38,7 +38,7 @@ class GaussianMixtureDenoiser(nn.Module, Denoiser):
         labels: Int[Tensor, " components"] | None = None,
     ) -> None:
         super().__init__()
-        self.schedule = schedule
+        self.schedule, self.sampling = schedule, Sampling()
         count = len(means)
         self.register_buffer("means", means)
         self.register_buffer("std", torch.as_tensor(std, dtype=means.dtype).expand(count).clone())

@@ -9,34 +9,32 @@ from torch import Tensor
 
 from limbeck.diffusion.schedules import Schedule
 
-TimeLaw = Literal["uniform", "lognormal", "logit-normal", "low-discrepancy"]
+TimeLaw = Literal["uniform", "lognormal", "logit-normal"]
 
 
 def draw_times(
-    law: TimeLaw,
-    items: int,
-    schedule: Schedule,
-    mean: float = -1.2,
-    std: float = 1.2,
-    device: torch.device | str = "cpu",
+    law: TimeLaw, draws: Float[Tensor, " items"], schedule: Schedule, mean: float = -1.2, std: float = 1.2
 ) -> Float[Tensor, " items"]:
     """Times of a training batch (items,), float64, within the schedule's range.
 
-    "uniform" in t (whole numbers on a discrete schedule); "low-discrepancy" the same with one common random shift of an
-    even grid; "lognormal" in sigma / alpha with `mean` and `std` of its logarithm (EDM, 2022); "logit-normal" in t
-    (SD3, 2024).
+    "uniform" in t (whole numbers on a discrete schedule); "lognormal" in sigma / alpha, with `mean` and `std` of its
+    logarithm (EDM, 2022); "logit-normal" in the place between the two ends (SD3, 2024).
+
+    Args:
+        law: which.
+        draws: uniform numbers in [0, 1), one an item.
+        schedule: whose times.
+        mean: of the two normal laws.
+        std: of the two normal laws, above 0.
     """
     low, high = schedule.t_min, schedule.t_max
-    if law == "lognormal":
-        log_ratio = mean + std * torch.randn(items, device=device, dtype=torch.float64)
-        return schedule.time_of(-log_ratio).clamp(low, high)
-    if law == "logit-normal":
-        share = torch.sigmoid(mean + std * torch.randn(items, device=device, dtype=torch.float64))
-    elif law == "low-discrepancy":
-        even = torch.arange(items, device=device, dtype=torch.float64) / items
-        share = (even + torch.rand((), device=device, dtype=torch.float64)) % 1
-    else:
-        share = torch.rand(items, device=device, dtype=torch.float64)
+    share = draws.double()
+    if law != "uniform":
+        # Away from 0 and 1 by half a step of float32's 24 bits: the normal quantiles there are infinite.
+        normal = mean + std * math.sqrt(2) * torch.erfinv(2 * (share + 2**-25).clamp(max=1 - 2**-25) - 1)
+        if law == "lognormal":
+            return schedule.time_of(-normal).clamp(low, high)
+        share = torch.sigmoid(normal)
     if schedule.clean < 0:
         return (low + share * (high - low + 1)).floor().clamp(max=high)
     return low + share * (high - low)

@@ -1,5 +1,6 @@
 """How a network's input and time are made from (x_t, t), and what its output stands for."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -21,6 +22,12 @@ class Direct:
 
     kind: Kind = "eps"
     time_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"there is no kind of prediction '{self.kind}'")
+        if not 0 < self.time_scale < math.inf:
+            raise ValueError(f"a network's times are scaled by a number above 0, not by {self.time_scale}")
 
     def inputs(self, x_t: Tensor, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
         """What the network gets: items (items, ...) and times (items,)."""
@@ -49,6 +56,12 @@ class Preconditioned:
     sigma_data: float = 0.5
     boundary: bool = False
     noise: Literal["quarter-log", "250-log"] = "quarter-log"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_data < math.inf:
+            raise ValueError(f"the deviation of the data is above 0, not {self.sigma_data}")
+        if self.noise not in ("quarter-log", "250-log"):
+            raise ValueError(f"there is no noise input '{self.noise}'")
 
     def inputs(self, x_t: Tensor, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
         """What the network gets: items (items, ...) and noise levels (items,)."""
@@ -85,12 +98,9 @@ def build_parameterisation(config: dict[str, Any]) -> Parameterisation:
     """
     arguments = {key: value for key, value in config.items() if key != "name"}
     try:
-        made = {"direct": Direct, "preconditioned": Preconditioned}[config["name"]](**arguments)
+        return {"direct": Direct, "preconditioned": Preconditioned}[config["name"]](**arguments)
     except (KeyError, TypeError) as error:
         raise ValueError(f"no parameterisation is described by {config}") from error
-    if isinstance(made, Direct) and made.kind not in KINDS:
-        raise ValueError(f"there is no kind of prediction '{made.kind}'")
-    return made
 
 
 def lcm_scalings(t: Tensor, sigma_data: float = 0.5, scale: float = 10.0) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ Nothing of diffusers is imported here: its models are known by name. Networks of
 """
 
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from limbeck.diffusion.embeddings import scalar_embedding
 Condition = Mapping[str, Tensor]
 Port = Callable[[Any, Tensor, Tensor, Condition], Tensor]
 
+_EXACT = ("guidance", "time_ids")
+
 NULL_PROMPT = "limbeck_null_prompt"
 """Attribute of a network that holds the condition of the empty prompt, each tensor with one row."""
 
@@ -22,9 +25,20 @@ NULL_PROMPT = "limbeck_null_prompt"
 def call_network(network: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
     """The network's output at items x (items, ...) and times (items,), cut to the channels of x.
 
-    Networks that learn the variance too give it as further channels after the prediction; it is not used here.
+    Items and what they are conditioned on are brought to the precision of the network's weights; times and scales keep
+    theirs, float32 at least, since half precision does not tell neighbouring times apart. Networks that learn the
+    variance too give it as further channels after the prediction; it is not used here.
     """
-    output = port_of(network)(network, x, time, condition)
+    weights = chain(network.parameters(), network.buffers())  # frozen copies have nothing but buffers
+    weight = next((weight for weight in weights if weight.is_floating_point()), x)
+    time = time.to(torch.promote_types(weight.dtype, torch.float32))
+    condition = {
+        name: value.to(weight.dtype) if value.is_floating_point() and name not in _EXACT else value
+        for name, value in condition.items()
+    }
+    x = x.to(weight.dtype)
+    seen = torch.cat([x, condition["channels"]], 1) if "channels" in condition else x
+    output = port_of(network)(network, seen, time, condition)
     return output[:, : x.shape[1]] if output.ndim == x.ndim and output.shape[1] == 2 * x.shape[1] else output
 
 
@@ -34,6 +48,20 @@ def port_of(network: nn.Module) -> Port:
         if kind.__name__ in PORTS and kind.__module__.startswith("diffusers."):
             return PORTS[kind.__name__]
     return _own
+
+
+def is_own(network: nn.Module) -> bool:
+    """Whether the network is called as those of this library are."""
+    return port_of(network) is _own
+
+
+def takes_guidance(network: nn.Module) -> bool:
+    """Whether the network can be told the guidance scale."""
+    network = without_adapter(network)
+    if is_own(network):
+        return getattr(network, "guidance", None) is not None
+    config: Any = getattr(network, "config", None)
+    return any(getattr(config, name, None) for name in ("time_cond_proj_dim", "guidance_embeds"))
 
 
 def without_adapter(network: nn.Module) -> nn.Module:
@@ -57,24 +85,30 @@ def null_condition(network: nn.Module, condition: Condition, null_label: int | N
         noted: Condition | None = getattr(without_adapter(network), NULL_PROMPT, None)
         if noted is None:
             raise ValueError("the empty prompt is not known: note it on the network")
-        for name, row in noted.items():
-            empty[name] = row.to(condition[name]).expand_as(condition[name])
+        for name in condition.keys() & _OF_PROMPT:
+            if name not in noted:
+                raise ValueError(f"the empty prompt is noted on the network without its '{name}'")
+            empty[name] = noted[name].to(condition[name]).expand_as(condition[name])
     return empty
 
 
+_OF_PROMPT = {"prompt", "prompt_mask", "pooled"}
+
+
 def _own(network: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-    return network(x, time, condition)
+    return network(x, time.to(x.dtype), condition)
 
 
-def _unet(network: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-    return network(x, time, class_labels=condition.get("label")).sample
+def _unet(network: Any, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    labels = condition.get("label") if network.class_embedding is not None else None  # it refuses what it does not use
+    return network(x, time, class_labels=labels).sample
 
 
 def _text_unet(network: Any, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
     given: dict[str, Any] = {"encoder_hidden_states": condition.get("prompt")}
     if "prompt_mask" in condition:
         given["encoder_attention_mask"] = condition["prompt_mask"]
-    if "label" in condition:
+    if "label" in condition and network.class_embedding is not None:
         given["class_labels"] = condition["label"]
     if "guidance" in condition:
         width = network.config.time_cond_proj_dim
@@ -102,7 +136,7 @@ def _sd3(network: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> T
 def _flux(network: Any, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
     items, channels, height, width = x.shape
     rows, columns = height // 2, width // 2
-    tokens = x.view(items, channels, rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5)
+    tokens = x.reshape(items, channels, rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5)
     places = torch.zeros(rows, columns, 3, device=x.device, dtype=x.dtype)
     places[..., 1] = torch.arange(rows, device=x.device)[:, None]
     places[..., 2] = torch.arange(columns, device=x.device)
@@ -117,8 +151,8 @@ def _flux(network: Any, x: Tensor, time: Tensor, condition: Condition) -> Tensor
         txt_ids=torch.zeros(prompt.shape[1], 3, device=x.device, dtype=x.dtype),
         **given,
     ).sample
-    blocks = output.view(items, rows, columns, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    return blocks.reshape(items, channels, height, width)
+    blocks = output.view(items, rows, columns, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return blocks.reshape(items, -1, height, width)
 
 
 def _sana(network: Any, x: Tensor, time: Tensor, condition: Condition) -> Tensor:

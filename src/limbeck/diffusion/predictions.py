@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from limbeck.diffusion.schedules import Schedule, along
@@ -16,7 +16,7 @@ Kind = Literal["x0", "eps", "v", "velocity", "score"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """A network's output at noisy items, readable as any kind of prediction.
 
@@ -83,7 +83,7 @@ def convert(
     source: Kind,
     target: Kind,
     x_t: Float[Tensor, "items *shape"],
-    t: Float[Tensor, " items"],
+    t: Shaped[Tensor, " items"],
     schedule: Schedule,
 ) -> Float[Tensor, "items *shape"]:
     """A prediction of one kind as another, at noisy items x_t and their times.
@@ -128,18 +128,18 @@ def from_data_and_noise(x0: Tensor, eps: Tensor, kind: Kind, t: Tensor, schedule
 
 
 def transport(
-    x: Float[Tensor, "items *shape"], t: Float[Tensor, " items"], source: Schedule, target: Schedule
+    x: Float[Tensor, "items *shape"], t: Shaped[Tensor, " items"], source: Schedule, target: Schedule
 ) -> tuple[Float[Tensor, "items *shape"], Float[Tensor, " items"]]:
     """The same noisy items in another schedule: (x', t') of equal signal-to-noise ratio, exactly.
 
     A denoiser that was trained in one family is asked in another by transporting its input there; x0 and eps are the
-    same on both sides.
+    same on both sides. Times keep their precision; whole numbers become float64.
     """
     log_snr = source.log_snr(t.double())
     moved = target.time_of(log_snr)
     size_before = torch.hypot(source.alpha(t.double()), source.sigma(t.double()))
     size_after = torch.hypot(target.alpha(moved), target.sigma(moved))
-    return x * along(size_after / size_before, x), moved.to(t.dtype)
+    return x * along(size_after / size_before, x), moved.to(t.dtype if t.is_floating_point() else moved.dtype)
 
 
 def _precise(x: Tensor) -> Tensor:

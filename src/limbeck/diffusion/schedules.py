@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,11 +23,13 @@ class Schedule(ABC):
         t_min: the smallest time that networks are asked at.
         t_max: the time of (nearly) pure noise.
         clean: the time at which there is no noise at all.
+        noise_scale: deviation of the noise that sampling starts from at `t_max`.
     """
 
     t_min: float
     t_max: float
     clean: float = 0.0
+    noise_scale: float = 1.0
 
     @abstractmethod
     def alpha(self, t: Float[Tensor, "*times"]) -> Float[Tensor, "*times"]:
@@ -54,9 +56,10 @@ class Schedule(ABC):
         return self.alpha(t).log() - self.sigma(t).log()
 
     def add_noise(
-        self, x0: Float[Tensor, "items *shape"], eps: Float[Tensor, "items *shape"], t: Float[Tensor, " items"]
+        self, x0: Float[Tensor, "items *shape"], eps: Float[Tensor, "items *shape"], t: Shaped[Tensor, " items"]
     ) -> Float[Tensor, "items *shape"]:
-        """x_t = alpha_t x0 + sigma_t eps."""
+        """x_t = alpha_t x0 + sigma_t eps; float32 where the data are half precision."""
+        t = t.double()
         return along(self.alpha(t), x0) * x0 + along(self.sigma(t), x0) * eps
 
     @abstractmethod
@@ -65,8 +68,12 @@ class Schedule(ABC):
 
 
 def along(value: Float[Tensor, "*items"], x: Tensor) -> Tensor:
-    """One number an item, shaped to multiply items of any shape, in the precision of `x`; a scalar stays one."""
-    return value.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1)) if value.ndim else value.to(x.dtype)
+    """One number an item, shaped to multiply items of any shape; a scalar stays one.
+
+    In the precision of `x`, but float32 at least: coefficients rounded to half precision would move every step.
+    """
+    value = value.to(torch.promote_types(x.dtype, torch.float32))
+    return value.reshape(-1, *[1] * (x.ndim - 1)) if value.ndim else value
 
 
 class VPDiscrete(Schedule):
@@ -89,18 +96,26 @@ class VPDiscrete(Schedule):
         self.t_min, self.t_max = 0.0, float(len(table) - 1)
         # Zero terminal SNR has lambda = -inf at the last entry; a floor keeps what lies between the last two finite.
         self._log_snr = 0.5 * (table.clamp(min=1e-12).log() - torch.log1p(-table).clamp(min=-60.0))
+        self._first_noise = 1 - table[0]  # squared sigma at time 0
+        self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     @classmethod
     def named(
         cls, name: Literal["scaled-linear", "linear", "squared-cosine"] = "scaled-linear", steps: int = 1000
     ) -> "VPDiscrete":
-        """The tables in use: of Stable Diffusion, of DDPM, and of improved DDPM."""
+        """The tables in use: of Stable Diffusion, of DDPM, and of improved DDPM.
+
+        Raises:
+            ValueError: there is no table of that name.
+        """
         if name == "squared-cosine":
             angle = (torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008 * math.pi / 2
             cosine = angle.cos().square()
             betas = (1 - cosine[1:] / cosine[:-1]).clamp(max=0.999)
         elif name == "linear":
             betas = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64)
+        elif name != "scaled-linear":
+            raise ValueError(f"there is no table '{name}': take scaled-linear, linear or squared-cosine")
         else:
             betas = torch.linspace(0.00085**0.5, 0.012**0.5, steps, dtype=torch.float64).square()
         return cls((1 - betas).cumprod(0))
@@ -111,24 +126,32 @@ class VPDiscrete(Schedule):
     def sigma(self, t: Tensor) -> Tensor:
         log_snr = self._interpolated(t)
         within = torch.sigmoid(-2 * log_snr)  # not 1 - alpha^2: that would lose the digits of small noise
-        first = 1 - self.alphas_cumprod[0].to(t)
-        return torch.where(t < 0, first * (t + 1).clamp(min=0), within).sqrt()
+        return torch.where(t < 0, self._noise_before(t), within).sqrt()
 
     def alpha_rate(self, t: Tensor) -> Tensor:
-        return self.alpha(t) * self.sigma(t).square() * self._slope(t)
+        alpha = self.alpha(t)
+        return (
+            torch.where(t < 0, -self._first_noise.to(alpha) / 2, (alpha * self.sigma(t)).square() * self._slope(t))
+            / alpha
+        )
 
     def sigma_rate(self, t: Tensor) -> Tensor:
-        return -self.sigma(t) * self.alpha(t).square() * self._slope(t)
+        sigma = self.sigma(t)
+        return (
+            torch.where(t < 0, self._first_noise.to(sigma) / 2, -(self.alpha(t) * sigma).square() * self._slope(t))
+            / sigma
+        )
 
     def log_snr(self, t: Tensor) -> Tensor:
         return torch.where(t < 0, self.alpha(t).log() - self.sigma(t).log(), self._interpolated(t))
 
     def time_of(self, log_snr: Tensor) -> Tensor:
-        falling = self._log_snr.to(log_snr)
+        falling = self._table(log_snr)
         right = torch.searchsorted(-falling, -log_snr.contiguous()).clamp(1, len(falling) - 1)
         left = right - 1
         share = (falling[left] - log_snr) / (falling[left] - falling[right])
-        return (left + share).clamp(0, len(falling) - 1)
+        before = torch.sigmoid(-2 * log_snr) / self._first_noise.to(log_snr) - 1
+        return torch.where(log_snr > falling[0], before, (left + share).clamp(0, len(falling) - 1))
 
     def config(self) -> dict[str, Any]:
         for name in ("scaled-linear", "linear", "squared-cosine"):
@@ -137,17 +160,26 @@ class VPDiscrete(Schedule):
         return {"name": "vp-discrete", "alphas_cumprod": self.alphas_cumprod.tolist()}
 
     def _signal(self, t: Tensor) -> Tensor:
-        first = self.alphas_cumprod[0].to(t)
-        before = 1 - (1 - first) * (t + 1).clamp(min=0)
-        return torch.where(t < 0, before, torch.sigmoid(2 * self._interpolated(t)))
+        return torch.where(t < 0, 1 - self._noise_before(t), torch.sigmoid(2 * self._interpolated(t)))
+
+    def _noise_before(self, t: Tensor) -> Tensor:
+        """Squared sigma between the clean image and time 0."""
+        return self._first_noise.to(self._table(t)) * (t + 1).clamp(min=0)
 
     def _interpolated(self, t: Tensor) -> Tensor:
-        table, left = self._log_snr.to(t), self._cell(t)
-        return torch.lerp(table[left], table[left + 1], t - left)
+        table, left = self._table(t), self._cell(t)
+        return torch.lerp(table[left], table[left + 1], (t - left).to(table))
 
     def _slope(self, t: Tensor) -> Tensor:
-        table, left = self._log_snr.to(t), self._cell(t)
+        table, left = self._table(t), self._cell(t)
         return table[left + 1] - table[left]
+
+    def _table(self, t: Tensor) -> Tensor:
+        """lambda at whole times, where t is and as precise as t; float64 for whole numbers. One copy for each."""
+        place = t.device, t.dtype if t.is_floating_point() else torch.float64
+        if place not in self._copies:
+            self._copies[place] = self._log_snr.to(*place)
+        return self._copies[place]
 
     def _cell(self, t: Tensor) -> Tensor:
         return t.clamp(min=0).floor().long().clamp(max=len(self._log_snr) - 2)
@@ -164,6 +196,8 @@ class VPContinuous(Schedule):
     t_min, t_max = 1e-5, 1.0
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
+        if not 0 < beta_min <= beta_max < math.inf:
+            raise ValueError(f"beta must rise from above 0, not from {beta_min} to {beta_max}")
         self.beta_min, self.beta_max = beta_min, beta_max
 
     def _log_alpha(self, t: Tensor) -> Tensor:
@@ -185,7 +219,8 @@ class VPContinuous(Schedule):
         return self.alpha(t).square() * self._beta(t) / (2 * self.sigma(t))
 
     def time_of(self, log_snr: Tensor) -> Tensor:
-        log_alpha = -functional.softplus(-2 * log_snr) / 2
+        # No later than t_max: noise without any signal has no time of its own.
+        log_alpha = (-functional.softplus(-2 * log_snr) / 2).clamp(min=-(self.beta_min + self.beta_max) / 4)
         half = self.beta_min / 2
         return -2 * log_alpha / (half + (half**2 - (self.beta_max - self.beta_min) * log_alpha).sqrt())
 
@@ -228,7 +263,9 @@ class EDM(Schedule):
     """
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
-        self.t_min, self.t_max = sigma_min, sigma_max
+        if not 0 < sigma_min < sigma_max < math.inf:
+            raise ValueError(f"noise must rise from above 0, not from {sigma_min} to {sigma_max}")
+        self.t_min, self.t_max, self.noise_scale = sigma_min, sigma_max, sigma_max
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)

@@ -18,7 +18,9 @@ from limbeck.diffusion.predictions import Prediction
 Model = Callable[[Tensor, Tensor], Prediction]
 Items = Float[Tensor, "items *shape"]
 Times = Float[Tensor, " times"]
-Solver = Literal["ddim", "euler", "heun", "dpmpp_2m", "ancestral", "sde", "consistency"]
+Solver = Literal[
+    "ddim", "euler", "heun", "dpmpp_2m", "ancestral", "sde", "consistency", "tcd", "stochastic_progressive"
+]
 
 
 def ddim(model: Model, x: Items, times: Times, eta: float = 0.0) -> Iterator[Items]:
@@ -71,15 +73,55 @@ def dpmpp_2m(model: Model, x: Items, times: Times) -> Iterator[Items]:
         yield x
 
 
-def consistency(model: Model, x: Items, times: Times) -> Iterator[Items]:
+def consistency(model: Model, x: Items, times: Times, lands_at: float | None = None) -> Iterator[Items]:
     """Multistep consistency sampling: to clean data, and back up to the next time with fresh noise (Song et al., 2023).
 
     The model's x0 is the consistency function; the last step keeps it as it is.
+
+    Args:
+        model: the consistency function.
+        x: noise.
+        times: falling.
+        lands_at: the time at which the function ends, where that is not the clean end: the smallest noise of EDM's
+            schedule in the samplers of Song et al., which add so much less. It is below all times but a clean last.
     """
     for t, s in pairwise(times):
         prediction = model(x, t.expand(len(x)))
-        is_last = is_clean(prediction, s)
-        x = prediction.x0 if is_last else steps.renoise(prediction.x0, s, prediction.schedule)
+        x0, schedule = prediction.x0, prediction.schedule
+        if is_clean(prediction, s):
+            x = x0
+        elif lands_at is None:
+            x = steps.renoise(x0, s, schedule)
+        else:
+            x = steps.noise_up(x0, torch.full_like(s, lands_at), s, schedule)
+        yield x
+
+
+def tcd(model: Model, x: Items, times: Times, gamma: float = 0.3) -> Iterator[Items]:
+    """Strategic stochastic sampling of trajectory consistency models: noise in all steps but the last (TCD, 2024).
+
+    The authors' times end at 0, not at the clean end: `gamma` 0 is `ddim`, 1 is nearly `consistency`.
+    """
+    for number, (t, s) in enumerate(pairwise(times), 2):
+        prediction = model(x, t.expand(len(x)))
+        is_last = number == len(times)
+        x = steps.ddim_step(prediction, s) if is_last else steps.strategic_step(prediction, s, gamma)
+        yield x
+
+
+def stochastic_progressive(model: Model, x: Items, times: Times) -> Iterator[Items]:
+    """The stochastic sampler of progressively distilled models: two steps down, and one back up with fresh noise.
+
+    Each jump passes over the next time to the one after it, as the model has learned; the last goes to the end without
+    noise (Meng et al., 2023).
+    """
+    for number, (t, s) in enumerate(pairwise(times), 2):
+        prediction = model(x, t.expand(len(x)))
+        if number < len(times):
+            beyond = times[number]
+            x = steps.noise_up(steps.ddim_step(prediction, beyond), beyond, s, prediction.schedule)
+        else:
+            x = steps.ddim_step(prediction, s)
         yield x
 
 
@@ -96,6 +138,8 @@ SOLVERS: dict[Solver, Callable[[Model, Tensor, Tensor], Iterator[Tensor]]] = {
     "ancestral": ancestral,
     "sde": sde,
     "consistency": consistency,
+    "tcd": tcd,
+    "stochastic_progressive": stochastic_progressive,
 }
 """Solvers by name."""
 

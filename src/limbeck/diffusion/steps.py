@@ -54,15 +54,16 @@ def stochastic_ddim_step(prediction: Prediction, s: Time, eta: float, noise: Ite
 def sde_step(prediction: Prediction, s: Time, eta: float, noise: Items | None = None) -> Items:
     """One exact step of the extended reverse SDE for a constant x0; marginals do not depend on `eta` >= 0.
 
-    0 is DDIM, 1 is the first-order SDE solver of DPM-Solver++.
+    0 is DDIM, 1 is the first-order SDE solver of DPM-Solver++. At the clean end it is x0, without noise.
     """
     schedule, x_t = prediction.schedule, prediction.x_t
     t, s = prediction.t.double(), s.double()
     h = schedule.log_snr(s) - schedule.log_snr(t)
     sigma_s = schedule.sigma(s)
-    shrink = sigma_s / schedule.sigma(t) * torch.exp(-(eta**2) * h)
-    gain = -schedule.alpha(s) * torch.expm1(-(1 + eta**2) * h)
-    spread = sigma_s * (-torch.expm1(-2 * eta**2 * h)).sqrt()
+    forgotten = eta**2 * h if eta else torch.zeros_like(h)  # h is infinite at the clean end
+    shrink = sigma_s / schedule.sigma(t) * torch.exp(-forgotten)
+    gain = -schedule.alpha(s) * torch.expm1(-h - forgotten)
+    spread = sigma_s * (-torch.expm1(-2 * forgotten)).sqrt()
     mean = along(shrink, x_t) * x_t + along(gain, x_t) * prediction.x0
     return mean + along(spread, x_t) * _noise(x_t, noise)
 
@@ -104,6 +105,19 @@ def noise_up(x_k: Items, k: Time, s: Time, schedule: Schedule, noise: Items | No
     ratio = schedule.alpha(s) / schedule.alpha(k)
     variance = schedule.sigma(s).square() - (ratio * schedule.sigma(k)).square()
     return along(ratio, x_k) * x_k + along(variance.clamp(min=0).sqrt(), x_k) * _noise(x_k, noise)
+
+
+def strategic_step(prediction: Prediction, s: Time, gamma: float, noise: Items | None = None) -> Items:
+    """DDIM below s and with fresh noise back up to it: strategic stochastic sampling (Zheng et al., TCD, 2024).
+
+    `gamma` in [0, 1]: 0 is DDIM, 1 goes down to time 0 before the noise, where the table of a discrete schedule keeps
+    a little. On discrete schedules the lower time (1 - gamma) s is rounded down.
+    """
+    schedule, s = prediction.schedule, s.double()
+    below = (1 - gamma) * s
+    below = below.floor() if schedule.clean < 0 else below
+    lower = ddim_step(prediction, below)
+    return noise_up(lower, below, s, schedule, noise) if gamma else lower
 
 
 def _noise(x: Tensor, noise: Tensor | None) -> Tensor:

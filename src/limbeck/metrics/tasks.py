@@ -5,6 +5,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from limbeck.metrics.classification import evaluate
+from limbeck.metrics.generation import evaluate_generation
 from limbeck.metrics.language import evaluate_language
 
 
@@ -18,7 +19,11 @@ class Evaluate(Protocol):
         ...
 
 
-_MEASUREMENTS: dict[str, Evaluate] = {"classification": evaluate, "language-modelling": evaluate_language}
+_MEASUREMENTS: dict[str, Evaluate] = {
+    "classification": evaluate,
+    "generation": evaluate_generation,
+    "language-modelling": evaluate_language,
+}
 
 
 def evaluate_for(task: str) -> Evaluate:

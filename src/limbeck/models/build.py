@@ -10,7 +10,7 @@ from torch import nn
 from limbeck.core.errors import RecipeError, UnknownNameError
 from limbeck.core.method import DataInfo
 from limbeck.core.specs import ModelSpec
-from limbeck.models.names import check_model, parse_model_name
+from limbeck.models.names import DENOISERS, check_model, parse_model_name
 from limbeck.models.normalisation import Normalisation, normalisation_of, set_normalisation
 from limbeck.models.saved import ecosystem, load_model
 from limbeck.models.seeding import seeded
@@ -80,7 +80,9 @@ def _origin(spec: ModelSpec, model: nn.Module) -> str | None:
     if kind in ("run", "folder"):
         return str(student_folder(Path(value).expanduser()).resolve())
     stored = getattr(getattr(model, "config", None), "_name_or_path", "")
-    if kind != "hf" or spec.arguments or not stored:
+    if kind == "diffusers" and not spec.arguments:
+        stored = value
+    elif kind != "hf" or spec.arguments or not stored:
         return None
     folder = Path(value).expanduser()
     return str(folder.resolve()) if folder.is_dir() else value
@@ -95,6 +97,14 @@ def _build(kind: str, value: str, arguments: dict[str, Any], data: DataInfo, key
         from limbeck.models.adapters.transformers import build_transformers
 
         return build_transformers(value, arguments, data, key)
+    if kind == "diffusers":
+        from limbeck.models.adapters.diffusers import load_diffusers
+
+        return load_diffusers(value, arguments, data.classes, key)
+    if kind == "config" and value in DENOISERS:
+        from limbeck.models.adapters.diffusers import build_diffusers
+
+        return build_diffusers(value, arguments, data, key)
     if kind == "config":
         from limbeck.models.adapters.text import build_from_type
 

@@ -10,6 +10,7 @@ from torch import nn
 from limbeck.core.batch import Batch
 from limbeck.core.call import call
 from limbeck.core.errors import IncompatibleError
+from limbeck.diffusion.denoiser import NetworkDenoiser, condition_of, process_of
 from limbeck.models.modes import device_of, evaluating
 from limbeck.models.normalisation import normalisation_of, set_normalisation
 
@@ -49,7 +50,7 @@ def count_flops(model: nn.Module, batch: Batch) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     with evaluating(model), FlopCounterMode(display=False) as counter:
-        call(model, batch.to(device_of(model)))
+        run_once(model, batch.to(device_of(model)))
     return counter.get_total_flops() / batch.size
 
 
@@ -61,11 +62,21 @@ def latency(model: nn.Module, batch: Batch, repeats: int = 20) -> float:
     with evaluating(model):
         for _ in range(repeats + 2):
             start = time.perf_counter()
-            call(model, batch)
+            run_once(model, batch)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[2:]) / batch.size
+
+
+def run_once(model: nn.Module, batch: Batch) -> Any:
+    """One forward pass: of a classifier or language model on the batch, of a denoiser on it taken as pure noise."""
+    process = process_of(model)
+    if process is None:
+        return call(model, batch)
+    x = batch["image"]
+    t = x.new_full((len(x),), process.schedule.t_max, dtype=torch.float64)
+    return NetworkDenoiser(model)(x, t, condition_of(batch, process.null_label))
 
 
 def _timm_stages(model: nn.Module) -> list[str]:

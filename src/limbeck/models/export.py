@@ -10,16 +10,22 @@ from limbeck.core.batch import Batch
 from limbeck.core.call import logits_of
 from limbeck.core.durable import write_bytes, write_json
 from limbeck.core.errors import IncompatibleError, MissingExtraError
+from limbeck.diffusion.ports import without_adapter
 from limbeck.models.modes import evaluating
 from limbeck.models.normalisation import normalisation_of
 from limbeck.models.saved import ecosystem, save_model
 
-Format = Literal["transformers", "timm", "peft", "onnx", "limbeck"]
+Format = Literal["transformers", "timm", "diffusers", "peft", "onnx", "limbeck"]
 
 
 def export_formats(model: nn.Module) -> list[str]:
     """The formats that a model can be exported to."""
-    return [ecosystem(model), "onnx"]
+    kind = ecosystem(model)
+    if kind == "diffusers":
+        return [kind]
+    if kind == "peft" and ecosystem(without_adapter(model)) == "diffusers":
+        return [kind, "diffusers"]
+    return [kind, "onnx"]
 
 
 def export_model(
@@ -30,7 +36,8 @@ def export_model(
     Args:
         model: the student.
         folder: where to write.
-        to: "transformers" or "timm" (weights and configuration as that library loads them), "peft" (an adapter),
+        to: "transformers" or "timm" (weights and configuration as that library loads them), "diffusers" (a pipeline;
+            of a network with an adapter what the stock pipeline's `load_lora_weights` takes), "peft" (an adapter),
             "limbeck" (shipped networks and own classes), or "onnx" (`model.onnx`, any number of items at a time).
         example: a batch of at least one item, for "onnx".
         merge: add the student's adapter into its base model's weights first; the result is an ordinary model.
@@ -55,9 +62,13 @@ def export_model(
     folder.mkdir(parents=True, exist_ok=True)
     if to == "onnx":
         _export_onnx(model, folder, example)
+    elif to == "diffusers" and ecosystem(model) == "peft":
+        from limbeck.models.adapters.diffusers_lora import save_lora
+
+        save_lora(model, folder)
     else:
         save_model(model, folder)
-    return sorted(path for path in folder.iterdir() if path.is_file())
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _export_onnx(model: nn.Module, folder: Path, example: Batch | None) -> None:

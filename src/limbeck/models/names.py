@@ -11,9 +11,32 @@ from limbeck.core.explain import explain
 from limbeck.core.specs import ModelSpec
 from limbeck.models.configs import SHIPPED
 
-Kind = Literal["shipped", "timm", "hf", "config", "run", "stage", "served", "folder"]
-FORMS = ("timm:NAME", "hf:FOLDER_OR_ID", "config:TYPE", "run:FOLDER", "stage:NAME", "served:URL")
-_PACKAGES = {"timm": ("timm", "vision"), "hf": ("transformers", "language"), "config": ("transformers", "language")}
+Kind = Literal["shipped", "timm", "hf", "diffusers", "config", "run", "stage", "served", "folder"]
+FORMS = (
+    "timm:NAME",
+    "hf:FOLDER_OR_ID",
+    "diffusers:FOLDER_OR_ID",
+    "config:TYPE",
+    "run:FOLDER",
+    "stage:NAME",
+    "served:URL",
+)
+DENOISERS = (
+    "UNet2DModel",
+    "UNet2DConditionModel",
+    "DiTTransformer2DModel",
+    "SD3Transformer2DModel",
+    "FluxTransformer2DModel",
+    "SanaTransformer2DModel",
+)
+"""Networks of diffusers that `config:` names; those that `diffusion.ports` can call."""
+
+_PACKAGES = {
+    "timm": ("timm", "vision"),
+    "hf": ("transformers", "language"),
+    "diffusers": ("diffusers", "diffusion"),
+    "config": ("transformers", "language"),
+}
 
 
 class ModelName(NamedTuple):
@@ -37,7 +60,7 @@ def parse_model_name(name: str) -> ModelName:
     if name in SHIPPED:
         return ModelName("shipped", name)
     prefix, colon, value = name.partition(":")
-    if colon and value and prefix in ("timm", "hf", "config", "run", "stage", "served"):
+    if colon and value and prefix in ("timm", "hf", "diffusers", "config", "run", "stage", "served"):
         return ModelName(prefix, value)  # type: ignore[arg-type]  # checked in the line above
     if Path(name).expanduser().is_dir():
         return ModelName("folder", name)
@@ -56,16 +79,18 @@ def check_model(spec: ModelSpec, key: str = "model") -> None:
         RecipeError: a folder is missing, or an argument of a shipped network is wrong.
     """
     kind, value = parse_model_name(spec.name)
-    if kind in _PACKAGES and find_spec(_PACKAGES[kind][0]) is None:
-        raise MissingExtraError(*_PACKAGES[kind], f"the model '{spec.name}'")
+    package = _PACKAGES["diffusers" if kind == "config" and value in DENOISERS else kind] if kind in _PACKAGES else None
+    if package is not None and find_spec(package[0]) is None:
+        raise MissingExtraError(*package, f"the model '{spec.name}'")
     if spec.adapter is not None and find_spec("peft") is None:
         raise MissingExtraError("peft", "language", f"the adapter of '{spec.name}'")
     if kind == "run" and not Path(value).expanduser().is_dir():
         raise RecipeError(f"{key}.name", f"there is no folder '{value}'", "give the folder of a finished run")
     # A hub id is NAME or OWNER/NAME; anything else can only be a path.
     is_path = value.startswith((".", "/", "~")) or value.count("/") > 1
-    if kind == "hf" and is_path and not Path(value).expanduser().is_dir():
-        raise RecipeError(f"{key}.name", f"there is no folder '{value}'", "give a folder that holds config.json")
+    if kind in ("hf", "diffusers") and is_path and not Path(value).expanduser().is_dir():
+        file = "config.json" if kind == "hf" else "model_index.json"
+        raise RecipeError(f"{key}.name", f"there is no folder '{value}'", f"give a folder that holds {file}")
     if kind == "shipped":
         check_arguments(value, spec.arguments, key)
     if kind == "served":

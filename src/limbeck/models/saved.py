@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from limbeck.core.durable import MANIFEST, verify_folder, write_json
 from limbeck.core.errors import DamagedFileError, IncompatibleError, UsageError
-from limbeck.models.files import check_folder, read_config, read_weights, write_weights
+from limbeck.diffusion.denoiser import Process, note_process, process_of
+from limbeck.models.files import CONFIG, check_folder, read_config, read_weights, write_weights
 from limbeck.models.normalisation import normalisation_of, set_normalisation
 from limbeck.models.shipped import build_shipped, shipped_name
 
@@ -19,9 +20,9 @@ def save_model(model: nn.Module, folder: Path) -> None:
     """Writes a model into a folder, which is created if it is missing.
 
     Shipped networks become `config.json` and `model.safetensors`; timm models what `timm.create_model("local-dir:…")`
-    loads; transformers models what `from_pretrained` loads; models with an adapter what `PeftModel.from_pretrained`
-    loads. Of any other model the weights and the name of its class
-    are kept: it is loaded into an object of that class.
+    loads; transformers models what `from_pretrained` loads; networks of diffusers a pipeline, or the part of one that
+    its stock classes load; models with an adapter what `PeftModel.from_pretrained` loads. Of any other model the
+    weights and the name of its class are kept: it is loaded into an object of that class.
     """
     folder.mkdir(parents=True, exist_ok=True)
     kind = ecosystem(model)
@@ -37,16 +38,20 @@ def save_model(model: nn.Module, folder: Path) -> None:
         from limbeck.models.adapters.transformers import save_transformers
 
         save_transformers(model, folder)
+    elif kind == "diffusers":
+        from limbeck.models.adapters.diffusers import save_diffusers
+
+        save_diffusers(model, folder)
     else:
         write_weights(model, folder)
         write_json(folder / "config.json", _own_config(model))
 
 
 def load_model(folder: Path, model: nn.Module | None = None) -> nn.Module:
-    """Loads what `save_model` wrote, or a folder that timm or transformers wrote, on the CPU.
+    """Loads what `save_model` wrote, or a folder that timm, transformers or diffusers wrote, on the CPU.
 
     Args:
-        folder: holds `config.json` and `model.safetensors`, or an adapter of peft.
+        folder: holds `config.json` and `model.safetensors`, an adapter of peft, or a pipeline's `model_index.json`.
         model: what to load the weights into; needed for models of no known ecosystem, ignored by none. To an adapter
             it is the base model.
 
@@ -62,6 +67,11 @@ def load_model(folder: Path, model: nn.Module | None = None) -> nn.Module:
         from limbeck.models.adapters.peft import load_adapter
 
         return load_adapter(folder, model)
+    if _is_of_diffusers(folder):
+        from limbeck.models.adapters.diffusers import load_diffusers
+
+        stored = load_diffusers(folder)
+        return stored if model is None else _fill(model, stored.state_dict(), folder)
     config = read_config(folder)
     if model is not None:
         return load_weights(model, folder)
@@ -77,7 +87,7 @@ def load_model(folder: Path, model: nn.Module | None = None) -> nn.Module:
         return load_transformers(folder)
     raise UsageError(
         f"{folder / 'config.json'} names no known kind of model",
-        "give a folder written by limbeck, timm or transformers",
+        "give a folder written by limbeck, timm, transformers or diffusers",
     )
 
 
@@ -87,7 +97,10 @@ def load_weights(model: nn.Module, folder: Path) -> nn.Module:
     Raises:
         IncompatibleError: a tensor is missing, left over, or of another shape.
     """
-    weights = read_weights(folder)
+    return _fill(model, read_weights(folder), folder)
+
+
+def _fill(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> nn.Module:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -98,7 +111,7 @@ def load_weights(model: nn.Module, folder: Path) -> nn.Module:
 
 
 def ecosystem(model: nn.Module) -> str:
-    """Whose model this is: "peft" (with an adapter), "timm", "transformers", or "limbeck" for everything else."""
+    """Whose model this is: "peft" (with an adapter), "timm", "transformers", "diffusers", or "limbeck" for all else."""
     origin = {base.__module__.partition(".")[0] for base in type(model).__mro__}
     if "peft" in origin:
         return "peft"
@@ -106,7 +119,14 @@ def ecosystem(model: nn.Module) -> str:
         return "timm"
     if "transformers" in origin:
         return "transformers"
-    return "limbeck"
+    return "diffusers" if "diffusers" in origin else "limbeck"
+
+
+def _is_of_diffusers(folder: Path) -> bool:
+    marks = ("model_index.json", "unet/config.json", "transformer/config.json")
+    if any((folder / name).is_file() for name in marks):
+        return True
+    return (folder / CONFIG).is_file() and "_class_name" in read_config(folder)
 
 
 def _own_config(model: nn.Module) -> dict[str, Any]:
@@ -119,6 +139,9 @@ def _own_config(model: nn.Module) -> dict[str, Any]:
     normalisation = normalisation_of(model)
     if normalisation is not None:
         config["normalisation"] = {"mean": normalisation[0], "std": normalisation[1]}
+    process = process_of(model)
+    if process is not None:
+        config["process"] = process.config()
     return config
 
 
@@ -133,6 +156,8 @@ def _load_own(folder: Path, config: dict[str, Any]) -> nn.Module:
         normalisation = config.get("normalisation")
         if normalisation is not None:
             set_normalisation(model, normalisation["mean"], normalisation["std"])
-    except (KeyError, TypeError, UsageError) as error:
+        if "process" in config:
+            note_process(model, Process.from_config(config["process"]))
+    except (KeyError, TypeError, ValueError, UsageError) as error:
         raise DamagedFileError(folder / "config.json", f"it describes no shipped network ({error})") from error
     return load_weights(model, folder)

@@ -6,13 +6,23 @@ from torch import nn
 
 from limbeck.core.errors import IncompatibleError
 from limbeck.core.method import DataInfo
+from limbeck.models.cell import CellNet
 from limbeck.models.configs import SHIPPED
 from limbeck.models.convnet import ConvNet
+from limbeck.models.denoising_mlp import DenoisingMLP
 from limbeck.models.mlp import MLP
 from limbeck.models.names import check_arguments
+from limbeck.models.stacked import StackedDenoiser
 from limbeck.models.vit import VisionTransformer
 
-CLASSES: dict[str, type[nn.Module]] = {"convnet": ConvNet, "mlp": MLP, "vit": VisionTransformer}
+CLASSES: dict[str, type[nn.Module]] = {
+    "cell": CellNet,
+    "convnet": ConvNet,
+    "denoiser": DenoisingMLP,
+    "mlp": MLP,
+    "stacked-denoiser": StackedDenoiser,
+    "vit": VisionTransformer,
+}
 """The class of each shipped network by its name in recipes."""
 
 
@@ -37,11 +47,13 @@ def shipped_name(model: nn.Module) -> str | None:
 def _defaults(name: str, arguments: dict[str, Any], data: DataInfo) -> dict[str, Any]:
     if "image" not in data.example:
         raise IncompatibleError(f"'{name}' takes images, and the data hold {', '.join(data.example)}")
-    channels, height, width = data.example["image"].shape[1:]
     classes = {"classes": data.classes} if data.classes else {}
+    if name in ("denoiser", "stacked-denoiser"):
+        return {"numbers": data.example["image"][0].numel(), **classes}
+    channels, height, width = data.example["image"].shape[1:]
     if name == "mlp":
         return {"inputs": channels * height * width, **classes}
-    if name == "convnet":
+    if name in ("cell", "convnet"):
         return {"channels": channels, **classes}
     if height != width:
         raise IncompatibleError(f"'vit' takes square images, not {height}x{width}", "set data.image_size")

@@ -95,6 +95,23 @@ def _answer(said: Predictions, item: int, name: str, colour: int) -> Html:
     )
 
 
+def grid(images: "Tensor", columns: int) -> "Tensor":
+    """Images (items, channels, height, width) in rows of one picture (channels, height, width), a pixel apart.
+
+    Images of less than 32 pixels a side are enlarged by a whole factor.
+    """
+    import torch
+    from torch.nn import functional
+
+    factor = max(1, 32 // max(images.shape[2:]))
+    images = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    empty = -len(images) % columns
+    images = torch.cat([images, images.new_ones(empty, *images.shape[1:])])
+    framed = functional.pad(images, (0, 1, 0, 1), value=1.0)
+    rows = framed.unflatten(0, (-1, columns))  # (rows, columns, channels, height, width)
+    return rows.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+
+
 def data_uri(image: "Tensor") -> str:
     """An image as a PNG within a link.
 
@@ -105,15 +122,15 @@ def data_uri(image: "Tensor") -> str:
     return "data:image/png;base64," + base64.b64encode(png(image)).decode()
 
 
-def png(image: "Tensor") -> bytes:
-    """An image as a PNG file of eight bits a channel; see `data_uri`."""
+def png(image: "Tensor", longest: int | None = _SIDE) -> bytes:
+    """An image as a PNG file of eight bits a channel; see `data_uri`. Sides beyond `longest` pixels are scaled down."""
     import torch
     from torch.nn import functional
 
     image = image[:3] if len(image) >= 3 else image[:1]
-    longest = max(image.shape[1:])
-    if longest > _SIDE:
-        size = [max(1, round(side * _SIDE / longest)) for side in image.shape[1:]]
+    side = max(image.shape[1:])
+    if longest is not None and side > longest:
+        size = [max(1, round(length * longest / side)) for length in image.shape[1:]]
         image = functional.interpolate(image[None], size, mode="area")[0]
     channels, height, width = image.shape
     pixels = (image * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).reshape(height, -1).numpy()

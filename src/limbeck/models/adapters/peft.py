@@ -1,4 +1,4 @@
-"""LoRA adapters by peft: on any transformers or timm model, saved so that stock peft loads them."""
+"""LoRA adapters by peft: on any transformers, timm or diffusers model, saved so that stock peft loads them."""
 
 import warnings
 from collections.abc import Iterator
@@ -12,8 +12,10 @@ from torch import nn
 from limbeck.core.durable import read_json, write_json
 from limbeck.core.errors import DamagedFileError, IncompatibleError, RecipeError
 from limbeck.core.specs import AdapterSpec
+from limbeck.diffusion.denoiser import note_process, process_of
 from limbeck.models.adapters.text import note_tokenizer, save_tokenizer
 from limbeck.models.normalisation import normalisation_of, set_normalisation
+from limbeck.models.process_file import load_process, save_process
 from limbeck.models.seeding import seeded
 from limbeck.models.structure import structural_copy
 from limbeck.models.tokenizers import set_tokenizer, tokenizer_of
@@ -96,6 +98,7 @@ def save_adapter(model: nn.Module, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # a form to fill in
     save_tokenizer(model, folder)
     normalisation = normalisation_of(model)
+    save_process(model, folder)
     if normalisation is not None:
         write_json(folder / _PREPROCESSING, {"mean": normalisation[0], "std": normalisation[1]})
 
@@ -130,6 +133,7 @@ def load_adapter(folder: Path, base: nn.Module | None = None) -> nn.Module:
         noted = read_json(preprocessing)
         set_normalisation(adapted, noted["mean"], noted["std"])
     note_tokenizer(adapted, folder)
+    load_process(adapted, folder)
     return adapted
 
 
@@ -144,6 +148,9 @@ def merged(model: nn.Module) -> nn.Module:
     copied: Any = structural_copy(model, share=lambda tensor: False)
     result: nn.Module = copied.merge_and_unload()
     _note(result, normalisation_of(model), tokenizer_of(model))
+    process = process_of(model)
+    if process is not None:
+        note_process(result, process)
     return result.requires_grad_(True)
 
 
@@ -156,7 +163,8 @@ def _targets(model: nn.Module, spec: AdapterSpec, key: str) -> list[str] | str:
         return "all-linear"  # peft leaves the output head out
     classifier: Any = getattr(model, "get_classifier", None)
     head = classifier() if classifier is not None else getattr(model, "head", None)
-    found = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    heads = {head, getattr(model, "proj_out", None)}  # the second is that of diffusers' transformers
+    found = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module not in heads]
     if not found:
         raise RecipeError(
             f"{key}.adapter.target_modules", f"a {type(model).__name__} has no linear layers to adapt", "name layers"
@@ -177,6 +185,10 @@ def _load_base(origin: Path, config: dict[str, Any]) -> nn.Module:
     from limbeck.models.saved import load_model
 
     mapping = config.get("auto_mapping") or {}
+    if str(mapping.get("parent_library")).startswith("diffusers") and origin.name != BASE:
+        from limbeck.models.adapters.diffusers import load_diffusers
+
+        return load_diffusers(str(origin))
     named = _AUTOMATIC.get(str(config.get("task_type"))) or mapping.get("base_model_class")
     is_transformers = str(mapping.get("parent_library", "transformers")).startswith("transformers")
     if origin.name == BASE or named is None or not is_transformers or (origin / "adapter_config.json").is_file():

@@ -1,0 +1,1 @@
+"""Trajectory, consistency and guidance distillation of diffusion models."""

@@ -1,0 +1,1 @@
+"""Methods on classifiers and backbones of images: ensembles, selection, search, exits, masking."""

@@ -1,0 +1,122 @@
+"""Folders and classes of diffusers: what may be loaded, and of which kind it is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from limbeck.core.errors import DamagedFileError, UsageError
+from limbeck.models.files import check_folder
+
+INDEX = "model_index.json"
+COMPONENTS = ("unet", "transformer")
+"""Names that pipelines give their denoising network."""
+
+_LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")  # the last is where safety checkers lie
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+_COPIED = (".json", ".safetensors", ".txt", ".model", ".jinja")
+_LARGEST = 16 << 20
+
+
+def named_class(name: Any, kind: type) -> Any:
+    """The class of diffusers that is called so and extends `kind`; None for anything else that may be called so."""
+    import diffusers
+
+    if not isinstance(name, str) or not name.isidentifier():
+        return None
+    found = getattr(diffusers, name, None)
+    return found if isinstance(found, type) and issubclass(found, kind) else None
+
+
+def local_folder(origin: str | Path) -> Path:
+    """The checked folder of a pipeline or model: a local one, or what the hub gives of a pipeline's id.
+
+    Raises:
+        UsageError: neither; files that run code or leave the folder, or components of another library.
+        DamagedFileError: the index is no JSON object.
+    """
+    folder = Path(origin).expanduser()
+    folder = folder.resolve() if folder.is_dir() else _downloaded(str(origin))
+    check_folder(folder)
+    for part in [folder, *(path for path in folder.iterdir() if path.is_dir())]:
+        files = [path for path in part.iterdir() if path.is_file()]
+        pickles = sorted(path.name for path in files if path.suffix in _PICKLES and "training" not in path.name)
+        if pickles and not any(path.suffix == ".safetensors" for path in files):
+            raise UsageError(
+                f"the weights in {part} are a pickle ({pickles[0]}), which can run code when loaded",
+                "save them again as safetensors",
+            )
+    if (folder / INDEX).is_file():
+        _check_index(folder)
+    return folder
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        DamagedFileError: the file is missing, larger than 16 MiB, or no JSON object.
+    """
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise DamagedFileError(path, "too large for a configuration")
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DamagedFileError(path, "missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedFileError(path, f"not readable as JSON ({type(error).__name__})") from error
+    if not isinstance(content, dict):
+        raise DamagedFileError(path, "not a JSON object")
+    return content
+
+
+def components_of(index: dict[str, Any]) -> dict[str, tuple[str | None, str | None]]:
+    """Library and class of each component in a pipeline's index; (None, None) for one that is left out."""
+    return {name: (entry[0], entry[1]) for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
+
+
+def is_of_diffusers(folder: Path) -> bool:
+    """Whether a folder holds a pipeline, a model of diffusers, or what `save_diffusers` wrote."""
+    if (folder / INDEX).is_file() or any((folder / part / "config.json").is_file() for part in COMPONENTS):
+        return True
+    if not (folder / "config.json").is_file():
+        return False
+    try:
+        config = read_object(folder / "config.json")
+    except DamagedFileError:
+        return False
+    return "_class_name" in config and "format" not in config
+
+
+def may_be_copied(path: Path) -> bool:
+    """Whether a component's file goes into a copy: weights in full precision and configurations, and no pickles."""
+    return path.suffix in _COPIED and not path.name.endswith((".fp16.safetensors", ".non_ema.safetensors"))
+
+
+def _check_index(folder: Path) -> None:
+    index = read_object(folder / INDEX)
+    for name, entry in index.items():
+        if name.startswith("_") or not isinstance(entry, list):
+            continue
+        if len(entry) != 2 or entry[0] not in _LIBRARIES:
+            raise UsageError(
+                f"the component '{name}' in {folder / INDEX} is of neither diffusers nor transformers",
+                "code that comes with a model is never run",
+            )
+    if not isinstance(index.get("_class_name"), str):
+        raise UsageError(f"{folder / INDEX} names no pipeline of diffusers", "set its '_class_name'")
+
+
+def _downloaded(name: str) -> Path:
+    from diffusers import DiffusionPipeline
+
+    is_id = name.count("/") <= 1 and not name.startswith((".", "/", "~"))
+    if not is_id:
+        raise UsageError(f"there is no folder '{name}'", "give a folder that holds model_index.json")
+    try:
+        return Path(DiffusionPipeline.download(name, use_safetensors=True, trust_remote_code=False))
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"'{name}' is no folder or hub pipeline that diffusers can read: {reason}",
+            "give a folder that holds model_index.json",
+        ) from error

@@ -1,0 +1,1 @@
+"""Searching architectures: spaces, searches with a budget, and scores that need no training."""
