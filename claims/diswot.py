@@ -8,8 +8,11 @@ semantic similarity, which does not work on networks as small as these; and of t
 space, where costs differ twentyfold, says more than either. The paper's own claim is about networks of nearly equal
 cost.
 
-Depth and blocks were chosen on seed 100 (scores also of seeds 101 and 102) among this setting and one of a single stage
-with two or five convolutions, where the gain was 10 points and the correlation 0.2. Seeds from 0 on had not been seen.
+The networks were chosen on seed 100 (scores also of seeds 101 and 102): with 1x1 kernels from the image on, hardly any
+student learns and relation says nothing; with a first convolution of 3x3 the gain was 9 to 12 points and the
+correlation 0.2 to 0.4 in three shapes of one resolution or an average pool, and 11 to 17 points and 0.5 in this one,
+of two stages. Those figures are for random teachers, as the paper has them; beside a trained teacher relation said
+less in all of them. Seeds 0 to 2 were looked at once, after that.
 """
 
 import json

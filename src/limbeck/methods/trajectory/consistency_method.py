@@ -103,13 +103,13 @@ class ConsistencyMethod(DiffusionMethod):
         low, high = self.pair_levels(draws)
         noise = draws.normal("noise", x0)
         x_hi = denoiser.schedule.add_noise(x0, noise, high)
-        with torch.no_grad():
-            x_lo = self.nearer(x_hi, high, low, x0, noise, condition)
         state = stream_state(x0.device)
-        online = denoiser(x_hi, high, condition).x0
-        # The same units must be dropped at both ends, or the noise of dropout is all that is learned.
-        with torch.no_grad(), repeating(state, x0.device):
+        with torch.no_grad():  # before the student runs: its graph must not lie in memory beside theirs
+            x_lo = self.nearer(x_hi, high, low, x0, noise, condition)
             target = self.answering()(x_lo, low, condition).x0
+        # The same units must be dropped at both ends, or the noise of dropout is all that is learned.
+        with repeating(state, x0.device):
+            online = denoiser(x_hi, high, condition).x0
         loss = (self.weight(low, high).to(online.dtype) * self.distance(online, target)).mean()
         yield Update("student", loss, batch.size, {"levels": loss.new_tensor(float(self.scales()))})
 
