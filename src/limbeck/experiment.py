@@ -28,7 +28,7 @@ from limbeck.core.trainer import Trainer
 from limbeck.data.cache.writer import fill_cache
 from limbeck.data.loader import Loader
 from limbeck.data.open import DataSplit, open_data
-from limbeck.metrics.tasks import evaluate_for
+from limbeck.metrics.tasks import details_for, evaluate_for
 from limbeck.modality import (
     adaptation,
     check_task,
@@ -243,6 +243,7 @@ class Experiment:
         example = prepared.info.example.to(self.world.device)
         measure = evaluate_for(prepared.method.card.task)
         figures: Row = dict(measure(result, prepared.data.validation, teacher=teacher, pause=self._pause_alone))
+        figures |= details_for(prepared.method.card.task, result, prepared.data.validation, self._pause_alone)
         figures["parameters"] = count_parameters(result)
         figures["flops"] = count_flops(result, example.select(slice(0, 1)))
         figures["latency"] = latency(result, example.select(slice(0, 1)))

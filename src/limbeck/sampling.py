@@ -52,13 +52,40 @@ def sample(
         raise UsageError(f"between 1 and {MOST} samples can be drawn, not {items}")
     if out is not None and not Path(out).expanduser().parent.is_dir():
         raise UsageError(f"there is no folder {Path(out).parent}", "choose another place with --out")
+    from limbeck.core.run import Run
+    from limbeck.finished import load
+
+    opened = Run.open(Path(run)) if isinstance(run, str | Path) else run
+    student = load(opened, model)
+    images = draw(
+        student, opened, items, steps=steps, guidance=guidance, labels=labels, seed=seed, batch_size=batch_size
+    )
+    if out is not None:
+        _write(images, Path(out).expanduser(), columns=_columns(_info(opened), items))
+    return images
+
+
+def draw(
+    student: "nn.Module",
+    run: "Run",
+    items: int,
+    *,
+    steps: int | None = None,
+    guidance: float | None = None,
+    labels: Sequence[int] = (),
+    seed: int = 0,
+    batch_size: int = 256,
+) -> "Tensor":
+    """Images (items, channels, height, width) in [0, 1] from a generator, in the shape of a run's data; see `sample`.
+
+    Raises:
+        UsageError: the student generates nothing, or there is no such class.
+    """
     import torch
 
     from limbeck.diffusion.denoiser import denoiser_of
     from limbeck.diffusion.generation import generate
-    from limbeck.finished import load
 
-    student = load(run, model)
     denoiser, info = _denoiser(student, denoiser_of), _info(run)
     asked = _labels(labels, info, items)
     parts = []
@@ -68,10 +95,7 @@ def sample(
             condition = {} if asked is None else {"label": asked[rows]}
             noise = _noise(info, rows, seed)
             parts.append(generate(denoiser, noise, condition, steps=steps, guidance=guidance))
-    images = _as_images(torch.cat(parts), student)
-    if out is not None:
-        _write(images, Path(out).expanduser(), columns=_columns(info, items))
-    return images
+    return _as_images(torch.cat(parts), student)
 
 
 def _denoiser(student: "nn.Module", wrap: Any) -> Any:
@@ -81,13 +105,11 @@ def _denoiser(student: "nn.Module", wrap: Any) -> Any:
         raise IncompatibleError(f"the student draws no samples: {error}", "sample from a run of a generator") from error
 
 
-def _info(run: "Path | str | Run") -> "DataInfo":
+def _info(run: "Run") -> "DataInfo":
     """What the run's data look like: their shape and classes."""
-    from limbeck.core.run import Run
     from limbeck.data.open import open_data
 
-    opened = Run.open(Path(run)) if isinstance(run, str | Path) else run
-    return open_data(opened.recipe().data).train.info()
+    return open_data(run.recipe().data).train.info()
 
 
 def _labels(labels: Sequence[int], info: "DataInfo", items: int) -> "Tensor | None":

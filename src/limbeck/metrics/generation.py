@@ -21,6 +21,10 @@ MOST = 2000
 """Samples that are drawn at most, so that a measurement takes seconds."""
 
 
+FEW = 8
+"""Steps up to which a generator is measured at one, two and four steps too."""
+
+
 def evaluate_generation(
     model: nn.Module,
     source: "Source",
@@ -80,6 +84,14 @@ def evaluate_generation(
     if parent is not None:
         figures["endpoint_error"] = float((samples - torch.cat(theirs)).square().mean())
     return figures
+
+
+def evaluate_few_steps(model: nn.Module, source: "Source", pause: Callable[[], Any] | None = None) -> dict[str, Any]:
+    """The figures of a few-step generator at one, two and four steps, by number of steps as text; empty for others."""
+    denoiser = denoiser_of(model)
+    if denoiser.sampling.steps > FEW:
+        return {}
+    return {str(steps): evaluate_generation(model, source, pause=pause, steps=steps) for steps in (1, 2, 4)}
 
 
 def noise_for(batch: Batch, seed: int = 0) -> Tensor:

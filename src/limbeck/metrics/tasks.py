@@ -5,7 +5,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from limbeck.metrics.classification import evaluate
-from limbeck.metrics.generation import evaluate_generation
+from limbeck.metrics.generation import evaluate_few_steps, evaluate_generation
 from limbeck.metrics.language import evaluate_language
 
 
@@ -29,3 +29,11 @@ _MEASUREMENTS: dict[str, Evaluate] = {
 def evaluate_for(task: str) -> Evaluate:
     """The measurement of a method card's task; tasks without one of their own are measured as classification."""
     return _MEASUREMENTS.get(task, evaluate)
+
+
+def details_for(task: str, model: nn.Module, source: Any, pause: Any = None) -> dict[str, Any]:
+    """What is measured besides, once a stage is done, by name: generators at other numbers of steps."""
+    if task != "generation":
+        return {}
+    found = evaluate_few_steps(model, source, pause)
+    return {"by_steps": found} if found else {}

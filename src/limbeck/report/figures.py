@@ -46,6 +46,11 @@ def count(value: float) -> str:
     return f"{value:.3g}"
 
 
+def counted(number: float, noun: str) -> str:
+    """A whole number of things: `1 step`, `4 steps`."""
+    return f"{number:.0f} {noun}{'s' if number != 1 else ''}"
+
+
 def duration(seconds: float) -> str:
     """Seconds in the unit that suits: `340 µs`, `12.5 s`, `4 min 05 s`, `1 h 05 min`."""
     if seconds >= 3600:
@@ -123,6 +128,27 @@ FIGURES: dict[str, Figure] = {
         "Perplexity",
         "of unseen tokens, the mean over runs; lower is better",
         _plain("perplexity", "{:.2f}".format, mean),
+        "low",
+    ),
+    "frechet": Figure(
+        "Fréchet distance",
+        "between samples and validation data, of the Gaussians fitted to their pixels; lower is better",
+        _plain("frechet", "{:.2f}".format, mean),
+        "low",
+    ),
+    "judged": Figure(
+        "Seen as asked",
+        "share of samples in which a judge that knows the data alone sees the class that was asked for",
+        _plain("judged", percent, mean),
+        "high",
+    ),
+    "evaluations": Figure(
+        "Evaluations", "of the network, for each sample", _plain("evaluations", "{:.0f}".format, mean), "low"
+    ),
+    "seconds_per_sample": Figure(
+        "A sample",
+        "time of one sample on this machine, the median over runs",
+        _plain("seconds_per_sample", duration, median),
         "low",
     ),
     "parameters": Figure("Parameters", "numbers that the network holds", _plain("parameters", count, mean), "low"),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 from limbeck.metrics.intervals import paired_wins, t_interval
-from limbeck.report.figures import count, percent, points
+from limbeck.report.figures import count, counted, percent, points
 from limbeck.report.story import Group, Series, Story
 
 
@@ -23,7 +23,7 @@ def headline(story: Story, group: Group) -> Headline:
     assert student is not None
     accuracy = student.values("accuracy")
     if not accuracy:
-        return _by_perplexity(student, teacher, alone) or _without_figures(group)
+        return _by_perplexity(student, teacher, alone) or _by_distance(student, teacher) or _without_figures(group)
     if alone is None or not alone.values("accuracy"):
         title = f"The student is right on {percent(mean(accuracy))} of unseen items"
         return Headline(f"{title}{_of_teacher(teacher)}.", _size(student, teacher))
@@ -85,6 +85,26 @@ def _by_perplexity(student: Series, teacher: Series | None, alone: Series | None
         f"{name} {value:.2f}" for name, value in zip(("alone it is", "its teacher's"), others, strict=True) if value
     ]
     return Headline(f"{'; '.join(said)}.", _size(student, teacher))
+
+
+def _by_distance(student: Series, teacher: Series | None) -> Headline | None:
+    """The result of generators: how far their samples are from data, and what a sample costs."""
+    ours, cost = student.values("frechet"), student.values("evaluations")
+    if not ours or not cost:
+        return None
+    said = (
+        f"The student's samples take {counted(cost[0], 'evaluation')} and lie {mean(ours):.2f} from the data (Fréchet)"
+    )
+    theirs, dear = (teacher.values("frechet"), teacher.values("evaluations")) if teacher is not None else ([], [])
+    if not theirs or not dear:
+        return Headline(f"{said}.", _size(student, teacher))
+    return Headline(f"{said}; its teacher's {dear[0]:.0f}, and {mean(theirs):.2f}.", _faster(student, teacher))
+
+
+def _faster(student: Series, teacher: Series | None) -> str:
+    ours = student.values("seconds_per_sample")
+    theirs = teacher.values("seconds_per_sample") if teacher is not None else []
+    return f"A sample takes {mean(theirs) / mean(ours):.0f} times less time." if ours and theirs else ""
 
 
 def _without_figures(group: Group) -> Headline:

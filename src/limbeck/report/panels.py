@@ -40,5 +40,6 @@ def standard_panels() -> tuple[Panel, ...]:
     from limbeck.report.pictures import pictures
     from limbeck.report.provenance import differences, provenance, recipes
     from limbeck.report.results import results
+    from limbeck.report.samples import samples
 
-    return results, differences, curves, pictures, confusion, phases, recipes, provenance
+    return results, differences, curves, samples, pictures, confusion, phases, recipes, provenance

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from limbeck.report.figures import percent
 from limbeck.report.markup import Html, fill, join
 from limbeck.report.panels import Section
-from limbeck.report.predictions import EXTERNAL, NothingToShow, Predictions
+from limbeck.report.predictions import EXTERNAL, NothingToShow, Predictions, is_classifier
 from limbeck.report.story import TEACHER, Story
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ def pictures(story: Story) -> Section | None:
         except NothingToShow as error:
             reason = str(error)
     body = fill("<p class='quiet'>No pictures: {}.</p>", reason)
-    return Section("pictures", "What they see", "", body) if any(view.results for view in story.views) else None
+    classify = any(is_classifier(stage) for view in story.views for stage in view.recipe.stages if view.results)
+    return Section("pictures", "What they see", "", body) if classify else None
 
 
 def _section(story: Story, seed: int, said: Predictions, folder: str) -> Section:
@@ -112,14 +113,15 @@ def grid(images: "Tensor", columns: int) -> "Tensor":
     return rows.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
 
 
-def data_uri(image: "Tensor") -> str:
+def data_uri(image: "Tensor", longest: int | None = _SIDE) -> str:
     """An image as a PNG within a link.
 
     Args:
+        longest: pixels beyond which a side is scaled down; None for none.
         image: (channels, height, width), float32 in [0, 1]; of three channels or more the first three are red, green
-            and blue, of two the first is gray; sides beyond 80 pixels are scaled down.
+            and blue, of two the first is gray.
     """
-    return "data:image/png;base64," + base64.b64encode(png(image)).decode()
+    return "data:image/png;base64," + base64.b64encode(png(image, longest)).decode()
 
 
 def png(image: "Tensor", longest: int | None = _SIDE) -> bytes:

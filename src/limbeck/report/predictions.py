@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from limbeck.core.errors import LimbeckError
+from limbeck.core.registry import method_class
 from limbeck.core.run import Run
 from limbeck.core.specs import Recipe, StageSpec
 
@@ -114,12 +115,18 @@ def _models(
     from limbeck.models.build import build_model
     from limbeck.models.saved import load_model
 
-    names = [stage.name for stage in recipe.stages if stage.name in results]
+    names = [stage.name for stage in recipe.stages if stage.name in results and is_classifier(stage)]
+    if not names:
+        raise NothingToShow("the models are no classifiers of these data")
     models = {name: load_model(run.stage_result(name)) for name in names}
     elsewhere = [teacher for teacher in student.teacher if not teacher.name.startswith(("stage:", "object:"))]
     if len(student.teacher) == 1 and elsewhere:
         models = {EXTERNAL: build_model(elsewhere[0], source.info(), recipe.seed)} | models
     return models
+
+
+def is_classifier(stage: StageSpec) -> bool:
+    return method_class(stage.method).card.task == "classification"
 
 
 def _probabilities(model: "nn.Module", source: "ImageSource", rows: "Tensor") -> "Tensor":
