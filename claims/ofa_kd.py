@@ -1,10 +1,10 @@
 """OFA: of a weak teacher, soft labels that lean towards the label teach more than plain ones.
 
 The student sees the objective alone here, no cross-entropy, so that the leaning is all that differs; the arm "with
-exits" adds those. The arms of "strong teacher", judged by nobody, compare with other methods where labels are few:
-there the paper's order (OFA before Hinton's distillation before FitNets' hints) is not seen. A perceptron gains most
-from the teacher's logits at temperature 4, which OFA's objective, at temperature 1, does not use; hints on the last
-feature harm it in some seeds.
+exits" adds those. The arms of "strong teacher", judged by nobody, compare with other methods where labels are few.
+There the paper's order, OFA before Hinton's distillation before FitNets' hints, is seen at temperature 1 and with plain
+soft labels in the exits only: a perceptron gains most from the teacher's logits at temperature 4, and leaning towards
+the label gives away what a strong teacher knows. Hints on the last feature harm it in some seeds.
 """
 
 from collections.abc import Mapping

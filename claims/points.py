@@ -5,7 +5,7 @@ weights, batches and optimizer, and are measured by the sliced 2-Wasserstein dis
 true points differ by about 0.05 by chance.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -75,19 +75,31 @@ def train(
     ema: float | None = 0.995,
     optimizer: str = "adamw",
     schedule: str = "cosine",
+    betas: tuple[float, float] = (0.9, 0.999),
+    rates: Mapping[str, float] | None = None,
+    prepare: Callable[[Method], object] = lambda method: None,
     **options: object,
 ) -> nn.Module:
-    """Trains a student with one method and returns the method's result."""
+    """Trains a student with one method and returns the method's result.
+
+    `rates` are learning rates of players that have another than `lr`; `prepare` may change the method before it runs.
+    """
     kind = method_class(slug)
     reseed(seed, "method", slug)
     speaking = None if teacher is None else LiveTeacher(teacher)
     method = kind(kind.Options(**options), student=student, teacher=speaking, data=source.info())
     assert isinstance(method, Method)
+    prepare(method)
+
+    def moving(rate: float) -> OptimizerSpec:
+        return OptimizerSpec.model_validate({"name": optimizer, "lr": rate, "schedule": schedule, "betas": betas})
+
     spec = TrainSpec(
         steps=steps,
         batch_size=batch,
         ema=ema,
-        optimizer=OptimizerSpec.model_validate({"name": optimizer, "lr": lr, "schedule": schedule}),
+        optimizer=moving(lr),
+        players={name: moving(rate) for name, rate in (rates or {}).items()},
     )
     return Trainer(method, Loader(source, batch, seed), spec, steps=steps, items=len(source), seed=seed).fit()
 

@@ -128,6 +128,14 @@ def language_model(out: Path, seeds: int, quick: bool, watch: Watch) -> list[Run
     return [run_seed("demo-language", out / "language", 0, overrides, watch, "language,")]
 
 
+def generator(out: Path, seeds: int, quick: bool, watch: Watch) -> list[Run]:
+    """A diffusion model of digits learns to draw in four steps, two and one what took fifty; a single seed."""
+    overrides: Overrides = {}
+    if quick:
+        overrides = {f"{stage}.train.steps": 60 for stage in ("teacher", "four", "two", "one")}
+    return [run_seed("demo-diffusion", out / "diffusion", 0, overrides, watch, "diffusion,")]
+
+
 def run_seed(recipe: str, folder: Path, seed: int, overrides: Overrides, watch: Watch, label: str) -> Run:
     """Runs a shipped recipe with one seed into a folder, or continues it there; `label` names it in the progress.
 
@@ -164,5 +172,5 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-PARTS: list[Part] = [Part(classifier), Part(language_model)]
+PARTS: list[Part] = [Part(classifier), Part(language_model), Part(generator)]
 """The parts of the demo, in order."""

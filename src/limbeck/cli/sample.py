@@ -14,6 +14,7 @@ def sample(
     items: int = 64,
     guidance: float | None = None,
     label: Annotated[list[int] | None, Parameter(negative=(), consume_multiple=True)] = None,
+    prompt: Annotated[list[str] | None, Parameter(negative=())] = None,
     seed: int = 0,
     out: Path | None = None,
 ) -> None:
@@ -31,6 +32,9 @@ def sample(
         Guidance scale, 1 for none; the student's own if absent.
     label
         Classes to draw, in turn; all if absent.
+    prompt
+        Text to draw, for students of text-to-image pipelines; given several times, in turn. The captions of the run's
+        data if absent.
     seed
         Seed of the noise.
     out
@@ -39,5 +43,6 @@ def sample(
     from limbeck.sampling import sample as draw
 
     path = out or run / "samples.png"
-    draw(run, items, steps=steps, guidance=guidance, labels=label or [], seed=seed, out=path)
+    asked = {"labels": label or [], "prompts": prompt or []}
+    draw(run, items, steps=steps, guidance=guidance, seed=seed, out=path, **asked)
     print(path)

@@ -21,10 +21,6 @@ MOST = 2000
 """Samples that are drawn at most, so that a measurement takes seconds."""
 
 
-FEW = 8
-"""Steps up to which a generator is measured at one, two and four steps too."""
-
-
 def evaluate_generation(
     model: nn.Module,
     source: "Source",
@@ -87,9 +83,11 @@ def evaluate_generation(
 
 
 def evaluate_few_steps(model: nn.Module, source: "Source", pause: Callable[[], Any] | None = None) -> dict[str, Any]:
-    """The figures of a few-step generator at one, two and four steps, by number of steps as text; empty for others."""
-    denoiser = denoiser_of(model)
-    if denoiser.sampling.steps > FEW:
+    """The figures of a consistency model at one, two and four steps, by number of steps as text; empty for others.
+
+    Of other few-step generators each number of steps is a network of its own.
+    """
+    if denoiser_of(model).sampling.solver not in ("consistency", "tcd"):
         return {}
     return {str(steps): evaluate_generation(model, source, pause=pause, steps=steps) for steps in (1, 2, 4)}
 

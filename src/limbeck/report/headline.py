@@ -23,7 +23,11 @@ def headline(story: Story, group: Group) -> Headline:
     assert student is not None
     accuracy = student.values("accuracy")
     if not accuracy:
-        return _by_perplexity(student, teacher, alone) or _by_distance(student, teacher) or _without_figures(group)
+        return (
+            _by_perplexity(student, teacher, alone)
+            or _by_distance(student, _first_teacher(story, group) or teacher)
+            or _without_figures(group)
+        )
     if alone is None or not alone.values("accuracy"):
         title = f"The student is right on {percent(mean(accuracy))} of unseen items"
         return Headline(f"{title}{_of_teacher(teacher)}.", _size(student, teacher))
@@ -85,6 +89,15 @@ def _by_perplexity(student: Series, teacher: Series | None, alone: Series | None
         f"{name} {value:.2f}" for name, value in zip(("alone it is", "its teacher's"), others, strict=True) if value
     ]
     return Headline(f"{'; '.join(said)}.", _size(student, teacher))
+
+
+def _first_teacher(story: Story, group: Group) -> Series | None:
+    """Where a chain of teachers begins: of students that taught the next, the one that none taught."""
+    stages = {stage.name: stage for stage in group.recipe.stages}
+    stage, found = group.cast.student, None
+    while stage.teacher and stage.teacher[0].name.startswith("stage:"):
+        stage = found = stages[stage.teacher[0].name.partition(":")[2]]
+    return story.one(group, found)
 
 
 def _by_distance(student: Series, teacher: Series | None) -> Headline | None:
