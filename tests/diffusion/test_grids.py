@@ -19,6 +19,9 @@ def test_usual_times_fall_from_the_noise_to_the_clean_end(name, steps):
         assert times[-1] == schedule.clean
 
 
+TABLE = VPDiscrete([0.9, 0.5, 0.3, 0.1])
+
+
 def test_times_of_discrete_schedules_are_whole():
     schedule = VPDiscrete.named("scaled-linear")
     assert grids.uniform_times(schedule, 4).tolist() == [999, 749, 499, 249, -1]
@@ -27,6 +30,17 @@ def test_times_of_discrete_schedules_are_whole():
     assert grids.uniform_times(schedule, 1000).tolist() == list(range(999, -2, -1))
     assert grids.leading_times(schedule, 4).tolist() == [750, 500, 250, 0, -1]
     assert grids.leading_times(schedule, 4, offset=1).tolist() == [751, 501, 251, 1, -1]
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_numbers_of_steps_that_no_grid_has(steps):
+    for times in (grids.uniform_times, grids.usual_times):
+        for schedule in (TABLE, EDM()):
+            with pytest.raises(ValueError, match="one step or more"):
+                times(schedule, steps)
+        assert len(times(TABLE, 4)) == 5
+        with pytest.raises(ValueError, match="too few times"):
+            times(TABLE, 5)
 
 
 def test_edm_is_sampled_along_karras_times():
@@ -89,8 +103,7 @@ def test_drawn_times_lie_within_the_schedule(name, law):
 
 
 def test_uniform_times_reach_every_entry_of_a_table():
-    schedule = VPDiscrete([0.9, 0.5, 0.3, 0.1])
-    assert draw_times("uniform", EVEN, schedule).long().bincount(minlength=4).tolist() == [5000] * 4
+    assert draw_times("uniform", EVEN, TABLE).long().bincount(minlength=4).tolist() == [5000] * 4
 
 
 def test_laws_of_times():

@@ -6,10 +6,11 @@ import torch
 pytest.importorskip("diffusers")
 
 from limbeck.diffusion.denoiser import NetworkDenoiser, Process, denoiser_of, note_process, process_of
+from limbeck.diffusion.embeddings import scalar_embedding
 from limbeck.diffusion.generation import generate
 from limbeck.diffusion.guidance import guided
 from limbeck.diffusion.parameterisations import Direct
-from limbeck.diffusion.ports import NULL_PROMPT, call_network, is_own, port_of, takes_guidance
+from limbeck.diffusion.ports import NULL_PROMPT, PORTS, call_network, is_own, port_of, takes_guidance
 from limbeck.diffusion.schedules import FlowMatching, VPDiscrete
 from tests.diffusion.cases import Wave, normal
 from tests.diffusion.tiny import CONDITIONS, items, make, shared
@@ -123,8 +124,6 @@ def test_flux_packs_as_its_pipeline_does():
         def forward(self, hidden_states, **given):
             return type("Output", (), {"sample": hidden_states})
 
-    from limbeck.diffusion.ports import PORTS
-
     assert PORTS["FluxTransformer2DModel"](Same(), x, torch.zeros(2), given).equal(x)
     shuffled = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     assert PORTS["FluxTransformer2DModel"](Same(), shuffled, torch.zeros(2), given).equal(x)
@@ -147,6 +146,7 @@ def test_null_conditions():
     assert empty["prompt_mask"].equal(torch.ones(2, 5, dtype=torch.int64))
     assert empty["guidance"].tolist() == [2.0, 3.0]
     assert model.null({"prompt": given["prompt"]}).keys() == {"prompt"}
+    empty.pop("guidance")
     with torch.no_grad():
         x, t = items("text-unet"), times_for("text-unet")
         plus, minus = model(x, t, given).value, model(x, t, empty).value
@@ -169,7 +169,7 @@ def test_who_takes_the_scale(name):
 def test_own_networks_are_called_with_the_condition():
     network = Wave()
     assert is_own(network)
-    x, t = normal(2, 3), torch.tensor([1.0, 2.0])
+    x, t = normal(2, 3), torch.tensor([1.0, 2.0]).double()
     assert call_network(network, x, t, {}).equal(network(x, t))
 
 
@@ -192,6 +192,24 @@ def test_half_precision_networks(name):
     if name != "flux":  # it rounds times by itself, as its pipeline does
         expected = (model.process.parameterisation.time_scale * t).float()
         assert seen[0].float().equal(expected)  # 996 would be 1000 in bfloat16
+
+
+@torch.no_grad()
+def test_scales_and_sizes_keep_their_digits_in_half_precision():
+    """In bfloat16 1023 would be 1024, and a scale of 3.17 two radians away in its embedding."""
+    seen = {}
+    for name, part in (("told-unet", "timestep_cond"), ("xl-unet", "added_cond_kwargs")):
+        network = make(name).bfloat16()
+        network.register_forward_pre_hook(lambda module, args, given: seen.update(given), with_kwargs=True)
+        given = {**CONDITIONS[name]}
+        given |= (
+            {"guidance": torch.tensor([3.17, 2.0])} if name == "told-unet" else {"time_ids": torch.full((2, 6), 1023.0)}
+        )
+        call_network(network, items(name), torch.tensor([500.0, 3.0]), given)
+        assert part in seen
+    exact = scalar_embedding(torch.tensor([2.17, 1.0]), 32)
+    torch.testing.assert_close(seen["timestep_cond"].float(), exact, rtol=0, atol=1e-2)
+    assert seen["added_cond_kwargs"]["time_ids"].double().eq(1023).all()
 
 
 @torch.no_grad()

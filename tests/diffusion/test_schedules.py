@@ -218,6 +218,12 @@ def test_half_precision_data_is_noised_in_float32():
     assert noisy.dtype == torch.float32
 
 
+def test_noise_is_added_in_float64_at_float32_times():
+    schedule = VPDiscrete.named("scaled-linear")
+    x0, eps, t = normal(3, 2), normal(3, 2, seed=1), torch.tensor([0.25, 33.3, 998.7])
+    assert schedule.add_noise(x0, eps, t).equal(schedule.add_noise(x0, eps, t.double()))
+
+
 def test_copies_of_a_schedule_are_equal():
     schedule = VPDiscrete.named("scaled-linear")
     t = torch.tensor([3.0, 700.5])

@@ -1,9 +1,17 @@
 """Tiny networks of diffusers, made from their configurations with random weights."""
 
 from functools import cache
+from typing import Any
 
-import diffusers
 import torch
+from diffusers import (
+    DiTTransformer2DModel,
+    FluxTransformer2DModel,
+    SanaTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from torch import nn
 
 from tests.diffusion.cases import normal
@@ -24,15 +32,15 @@ def shared(name: str) -> nn.Module:
 
 def _unet(**arguments):
     kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-    return diffusers.UNet2DModel(in_channels=3, out_channels=3, **BLOCKS, **kinds, **arguments)
+    return UNet2DModel(in_channels=3, out_channels=3, **BLOCKS, **kinds, **arguments)
 
 
 def _text_unet(channels=4, **arguments):
-    kinds = {
+    kinds: dict[str, Any] = {
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
     }
-    return diffusers.UNet2DConditionModel(
+    return UNet2DConditionModel(
         in_channels=channels,
         out_channels=4,
         cross_attention_dim=16,
@@ -44,28 +52,28 @@ def _text_unet(channels=4, **arguments):
 
 
 def _dit(**arguments):
-    return diffusers.DiTTransformer2DModel(
+    return DiTTransformer2DModel(
         num_attention_heads=2, attention_head_dim=8, in_channels=4, num_layers=2, sample_size=8, num_embeds_ada_norm=10,
         **arguments,
     )  # fmt: skip
 
 
 def _sd3():
-    return diffusers.SD3Transformer2DModel(
+    return SD3Transformer2DModel(
         sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
         num_attention_heads=2, joint_attention_dim=16, caption_projection_dim=16, pooled_projection_dim=12,
     )  # fmt: skip
 
 
 def _flux(guidance):
-    return diffusers.FluxTransformer2DModel(
+    return FluxTransformer2DModel(
         patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=16, pooled_projection_dim=12, guidance_embeds=guidance, axes_dims_rope=(4, 6, 6),
     )  # fmt: skip
 
 
 def _sana(guidance):
-    return diffusers.SanaTransformer2DModel(
+    return SanaTransformer2DModel(
         in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=2,
         num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=16,
         sample_size=8, guidance_embeds=guidance,

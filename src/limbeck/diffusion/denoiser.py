@@ -100,12 +100,17 @@ class Sampling:
             raise ValueError(f"a sampler's times fall from the noise to the clean end, unlike {self.times}")
 
     def times_for(self, schedule: Schedule, steps: int | None = None) -> Tensor:
-        """The times (steps + 1,) of as many steps as asked for; its own number if absent."""
+        """The times (steps + 1,) of as many steps as asked for; its own number if absent.
+
+        Raises:
+            ValueError: fewer steps than one, or more than a discrete schedule has times.
+        """
         if self.times is not None and (steps is None or steps == len(self.times) - 1):
             return torch.tensor(self.times, dtype=torch.float64)
-        if self.middle is not None and (steps or self.steps) == 2:
+        steps = self.steps if steps is None else steps
+        if self.middle is not None and steps == 2:
             return torch.tensor([schedule.t_max, self.middle, schedule.clean], dtype=torch.float64)
-        return usual_times(schedule, steps or self.steps)
+        return usual_times(schedule, steps)
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,12 @@ class Process:
     null_label: int | None = None
     guidance_input: bool = False
 
+    def __post_init__(self) -> None:
+        if self.null_label is not None and not isinstance(self.null_label, int):
+            raise ValueError(f"a null label is a whole number, not {self.null_label!r}")
+        if not isinstance(self.guidance_input, bool):
+            raise ValueError(f"whether the scale is an input is true or false, not {self.guidance_input!r}")
+
     def config(self) -> dict[str, Any]:
         """The process as plain data."""
         sampling = {**self.sampling.__dict__, "times": list(self.sampling.times) if self.sampling.times else None}
@@ -138,8 +149,8 @@ class Process:
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "Process":
-        """A process from its plain data.
+    def from_config(cls, config: Any) -> "Process":
+        """A process from its plain data, as they come from a file.
 
         Raises:
             ValueError: the data describe none.
@@ -152,7 +163,7 @@ class Process:
                 build_parameterisation(config["parameterisation"]),
                 Sampling(**sampling),
                 config.get("null_label"),
-                bool(config.get("guidance_input", False)),
+                config.get("guidance_input", False),
             )
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"no diffusion process is described by {config}") from error

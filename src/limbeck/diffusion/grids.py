@@ -12,7 +12,14 @@ def uniform_times(schedule: Schedule, steps: int) -> Float[Tensor, " times"]:
 
     Networks are asked at all but the last. On a discrete schedule the times are whole numbers, as networks know them,
     with the pure noise included ("trailing" spacing).
+
+    Raises:
+        ValueError: fewer steps than one, or more than a discrete schedule has times.
     """
+    if steps < 1:
+        raise ValueError(f"a sampler makes one step or more, not {steps}")
+    if schedule.clean < 0 and steps > schedule.t_max + 1:
+        raise ValueError(f"the schedule has too few times for {steps} steps: {int(schedule.t_max) + 1}")
     if schedule.clean < 0:
         spaced = torch.linspace(schedule.t_max + 1, 0, steps + 1, dtype=torch.float64)
         return spaced.round() - 1
@@ -26,6 +33,8 @@ def usual_times(schedule: Schedule, steps: int) -> Float[Tensor, " times"]:
     """
     if not isinstance(schedule, EDM):
         return uniform_times(schedule, steps)
+    if steps < 1:
+        raise ValueError(f"a sampler makes one step or more, not {steps}")
     return torch.cat([karras_times(steps, schedule.t_min, schedule.t_max), torch.zeros(1, dtype=torch.float64)])
 
 

@@ -25,9 +25,17 @@ NULL_PROMPT = "limbeck_null_prompt"
 def call_network(network: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
     """The network's output at items x (items, ...) and times (items,), cut to the channels of x.
 
+    Networks that learn the variance too give it as further channels after the prediction; it is not used here.
+    """
+    output = whole_output(network, x, time, condition)
+    return output[:, : x.shape[1]] if output.ndim == x.ndim and output.shape[1] == 2 * x.shape[1] else output
+
+
+def whole_output(network: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    """The network's output with all its channels.
+
     Items and what they are conditioned on are brought to the precision of the network's weights; times and scales keep
-    theirs, float32 at least, since half precision does not tell neighbouring times apart. Networks that learn the
-    variance too give it as further channels after the prediction; it is not used here.
+    theirs, float32 at least, since half precision does not tell neighbouring times apart.
     """
     weights = chain(network.parameters(), network.buffers())  # frozen copies have nothing but buffers
     weight = next((weight for weight in weights if weight.is_floating_point()), x)
@@ -38,8 +46,7 @@ def call_network(network: nn.Module, x: Tensor, time: Tensor, condition: Conditi
     }
     x = x.to(weight.dtype)
     seen = torch.cat([x, condition["channels"]], 1) if "channels" in condition else x
-    output = port_of(network)(network, seen, time, condition)
-    return output[:, : x.shape[1]] if output.ndim == x.ndim and output.shape[1] == 2 * x.shape[1] else output
+    return port_of(network)(network, seen, time, condition)
 
 
 def port_of(network: nn.Module) -> Port:
@@ -90,6 +97,13 @@ def null_condition(network: nn.Module, condition: Condition, null_label: int | N
                 raise ValueError(f"the empty prompt is noted on the network without its '{name}'")
             empty[name] = noted[name].to(condition[name]).expand_as(condition[name])
     return empty
+
+
+def share_null_prompt(network: nn.Module, other: nn.Module | None) -> None:
+    """Notes on a network that knows no empty prompt the one of another, whose encoders' prompts it is trained on."""
+    noted = None if other is None else getattr(without_adapter(other), NULL_PROMPT, None)
+    if noted is not None and getattr(without_adapter(network), NULL_PROMPT, None) is None:
+        setattr(without_adapter(network), NULL_PROMPT, noted)
 
 
 _OF_PROMPT = {"prompt", "prompt_mask", "pooled"}

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from limbeck.diffusion.predictions import Prediction
+from limbeck.diffusion.predictions import Prediction, from_data_and_noise
 from limbeck.diffusion.schedules import Schedule, along
 
 Items = Float[Tensor, "items *shape"]
@@ -61,6 +61,17 @@ def noise_residual(teacher: Prediction, other: Prediction | Items) -> Items:
     return teacher.eps - (other.eps if isinstance(other, Prediction) else other)
 
 
+def entropic(camera: Prediction, free: Prediction, weight: float) -> Prediction:
+    """weight times the camera-free prediction, plus 1 - weight times the one that knows the camera.
+
+    Guidance between the two of scale 1 - weight (`guidance_scale_lora` in public code); 0 leaves ProlificDreamer.
+
+    Source: Wang et al., *Taming Mode Collapse in Score Distillation*, 2024, arXiv 2401.00909.
+    """
+    value = torch.lerp(camera.value, free.value, weight)
+    return Prediction(value, camera.kind, camera.x_t, camera.t, camera.schedule)
+
+
 def distribution_direction(
     x: Items,
     teacher: Prediction,
@@ -88,6 +99,28 @@ def distribution_direction(
     return direction if weight is None else along(weight, x) * direction
 
 
+FakeLoss = Literal["prediction", "eps", "x0", "edm"]
+"""The error by which a network follows the samples: in what it predicts, in noise, in data, or EDM's weighted one."""
+
+
+def denoising_error(
+    prediction: Prediction, x0: Items, noise: Items, kind: FakeLoss, sigma_data: float = 0.5
+) -> PerItem:
+    """Mean squared error of a prediction at alpha x0 + sigma noise, one number an item.
+
+    "edm" is the error in data times (sigma / alpha)^-2 + sigma_data^-2 (Karras et al., 2022).
+    """
+    if kind == "x0" or kind == "edm":
+        error = (prediction.x0 - x0).square().flatten(1).mean(1)
+        if kind == "x0":
+            return error
+        power = torch.exp(2 * prediction.schedule.log_snr(prediction.t.double())) + sigma_data**-2
+        return power.to(error.dtype) * error
+    target_kind = prediction.kind if kind == "prediction" else "eps"
+    target = from_data_and_noise(x0, noise, target_kind, prediction.t, prediction.schedule)
+    return (prediction.as_kind(target_kind) - target).square().flatten(1).mean(1)
+
+
 def pseudo_huber_slope(c: float) -> Callable[[Items], Items]:
     """d'(y) = y / sqrt(|y|^2 + c^2) of the distance sqrt(|y|^2 + c^2) - c, the norm over all of an item."""
 
@@ -108,6 +141,16 @@ def power_slope(p: float) -> Callable[[Items], Items]:
     def slope(y: Tensor) -> Tensor:
         size = y.flatten(1).square().sum(1).clamp(min=1e-20).sqrt()
         return along(p * size ** (p - 2), y) * y
+
+    return slope
+
+
+def exponential_slope(c: float) -> Callable[[Items], Items]:
+    """d'(y) = 2 y exp(|y|^2 / c^2) / c^2 of the distance exp(|y|^2 / c^2) - 1; beyond e^20 it grows with |y| alone."""
+
+    def slope(y: Tensor) -> Tensor:
+        power = (y.flatten(1).square().sum(1) / c**2).clamp(max=20.0)
+        return along(2 / c**2 * power.exp(), y) * y
 
     return slope
 

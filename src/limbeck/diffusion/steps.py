@@ -5,13 +5,13 @@ steps draw from torch's stream unless they are given their noise.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from limbeck.diffusion.predictions import Prediction
 from limbeck.diffusion.schedules import Schedule, along
 
-Time = Float[Tensor, ""] | Float[Tensor, " items"]
+Time = Shaped[Tensor, ""] | Shaped[Tensor, " items"]
 Items = Float[Tensor, "items *shape"]
 
 
