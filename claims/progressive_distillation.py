@@ -4,6 +4,9 @@ Eight Gaussians, and a teacher that was trained on them by `denoising`. Samples 
 256 steps of the teacher end from the same noise; distances are in units of what four steps of the teacher leave. Both
 students start from the teacher's weights and train equally long: one from 32 steps to four in one training, the other
 on the last halving alone, from eight steps of the teacher.
+
+Settings were chosen on seed 100. Started from random weights, as tried first, the first of the halvings had not learned
+its teacher when its time was over, and four steps ended at 0.60, behind the 0.21 of one halving.
 """
 
 from collections.abc import Mapping

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from generators import benchmarks, claims, commands, methods, reference
+from generators import benchmarks, claims, commands, comparison, methods, reference
 from generators.markdown import replace_between
 
 from limbeck.core import catalogue
@@ -43,8 +43,11 @@ def generated() -> dict[Path, str]:
         DOCS / "reference" / "recipe.md": reference.recipe_page(),
         DOCS / "reference" / "models-and-data.md": reference.models_page(),
         DOCS / "reference" / "objectives.md": reference.objectives_page(),
+        DOCS / "reference" / "diffusion.md": reference.diffusion_page(),
+        DOCS / "reference" / "rendering.md": reference.rendering_page(),
         DOCS / "reference" / "command-line.md": commands.commands_page(),
         DOCS / "claims.md": claims.claims_page(results),
+        DOCS / "comparison.md": comparison.comparison_page(),
         DOCS / "benchmarks.md": benchmarks.benchmarks_page(),
         ROOT / "README.md": _readme(found, results),
     }

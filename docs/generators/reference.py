@@ -4,7 +4,7 @@ import itertools
 import re
 from pathlib import Path
 
-from limbeck import objectives
+import limbeck
 from limbeck.core.recipe import shipped_recipes
 from limbeck.core.specs import Recipe
 from limbeck.data.names import FORMS
@@ -26,6 +26,20 @@ _OBJECTIVES = """# Objectives
 
 Pure functions of tensors, each formula once. Float32 (or better) inside, means over valid items only. Shapes stand in
 the annotations; arguments and results say their units.
+
+"""
+
+
+_DIFFUSION = """# Diffusion
+
+What diffusion methods are made of. One notation throughout: x_t = alpha x0 + sigma eps, with a time that grows towards
+the noise; guidance scales count from 1, the conditional prediction alone.
+
+"""
+
+_RENDERING = """# Scenes
+
+Anything trainable that cameras can look at, and the cameras. World: z up, the front at +x.
 
 """
 
@@ -54,9 +68,24 @@ def models_page() -> str:
 
 def objectives_page() -> str:
     """The page of all pure objectives, whose text is read from their docstrings when the pages are built."""
-    names = sorted(path.stem for path in Path(objectives.__path__[0]).glob("*.py") if path.stem != "__init__")
-    sections = [f"## {name}\n\n```{{eval-rst}}\n.. automodule:: limbeck.objectives.{name}\n```\n" for name in names]
-    return NOTICE + _OBJECTIVES + "\n".join(sections)
+    return _modules_page("objectives", _OBJECTIVES)
+
+
+def diffusion_page() -> str:
+    """The page of schedules, predictions, solvers and all else that diffusion methods are made of."""
+    return _modules_page("diffusion", _DIFFUSION)
+
+
+def rendering_page() -> str:
+    """The page of scenes and cameras."""
+    return _modules_page("rendering", _RENDERING)
+
+
+def _modules_page(package: str, introduction: str) -> str:
+    folder = Path(limbeck.__path__[0]) / package
+    names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    sections = [f"## {name}\n\n```{{eval-rst}}\n.. automodule:: limbeck.{package}.{name}\n```\n" for name in names]
+    return NOTICE + introduction + "\n".join(sections)
 
 
 def _parts(schema: Schema, root: Schema) -> list[str]:

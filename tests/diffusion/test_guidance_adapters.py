@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import limbeck
 from limbeck.core.errors import IncompatibleError, UsageError
 from limbeck.diffusion.denoiser import Process, note_process, process_of
 from limbeck.diffusion.guidance_adapted import GuidanceAdapted, block_widths, own_embeddings, usual_blocks
@@ -173,9 +174,7 @@ def test_absent_conditions_are_named():
         made(torch.randn(3, 5, 8))
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"blocks": ()}, {"hidden": 7}, {"hidden": 16, "heads": 3}, {"label": "base"}
-)
+@pytest.mark.parametrize("wrong", [{"blocks": ()}, {"hidden": 7}, {"hidden": 16, "heads": 3}, {"label": "base"}])
 def test_configurations_that_do_not_go_together_are_refused(wrong):
     with pytest.raises(ValueError):  # noqa: PT011
         AdapterConfig(**({"kind": "attention", "blocks": ("a",)} | wrong))
@@ -269,7 +268,7 @@ def test_saved_with_and_without_the_base_and_put_on_another(tmp_path):
     note_process(model, Process(Cosine(), Direct("v"), null_label=4, guidance_input=True))
     expected = model(X, T, ASKED)
     save_model(model, tmp_path / "whole")
-    loaded = load_model(tmp_path / "whole")
+    loaded = limbeck.load(tmp_path / "whole")
     assert isinstance(loaded, GuidanceAdapted)
     assert torch.equal(loaded(X, T, ASKED), expected)
     assert process_of(loaded).guidance_input

@@ -49,11 +49,10 @@ class ModelSpec(OptionsBase):
     """Which network: a shipped net, a timm, transformers or diffusers model, a folder, or an earlier stage's result."""
 
     name: str = Field(
-        description="`convnet`, `vit`, `mlp` (shipped); `timm:NAME`; `hf:FOLDER_OR_ID`; "
-        "`diffusers:FOLDER_OR_ID` (the denoising network of a pipeline; with the argument pretrained: false its "
-        "configuration alone, of which further arguments change fields); `config:TYPE` (a model with fresh weights of a "
-        "transformers type, as `config:llama`, or a diffusers class, as `config:UNet2DModel`, whose arguments are its "
-        "configuration); `run:FOLDER` (a finished "
+        description="`convnet`, `vit`, `mlp` (shipped); `timm:NAME`; `hf:FOLDER_OR_ID`; `diffusers:FOLDER_OR_ID` (the "
+        "denoising network of a pipeline; the argument pretrained: false takes its configuration alone, and further "
+        "arguments change fields of it); `config:TYPE` (fresh weights for a transformers type, as `config:llama`, or a "
+        "class of diffusers, as `config:UNet2DModel`, whose arguments are its configuration); `run:FOLDER` (a finished "
         "run or an exported student); `stage:NAME` (result of an earlier stage)"
     )
     arguments: dict[str, JsonValue] = Field(
@@ -77,6 +76,20 @@ class TextSpec(OptionsBase):
     mask_rate: float | None = Field(None, gt=0, lt=1, description="share of tokens to mask, for masked language models")
 
 
+class EncodingSpec(OptionsBase):
+    """Pictures and captions are encoded once, by a diffusion pipeline's own autoencoder and text encoders."""
+
+    pipeline: str = Field(description="folder or hub id of the diffusers pipeline, usually the teacher's")
+    cache: str | None = Field(None, description="folder that keeps what is encoded; memory if absent, up to 1 GiB")
+    draw: bool = Field(
+        False, description="draw latents from the autoencoder's distribution, anew in each epoch; its mean otherwise"
+    )
+
+
+def _encoding(value: Any) -> Any:
+    return {"pipeline": value} if isinstance(value, str) else value
+
+
 class DataSpec(OptionsBase):
     """Which data, and how they are split, sized and augmented."""
 
@@ -90,6 +103,14 @@ class DataSpec(OptionsBase):
     image_size: int | None = Field(None, ge=4, le=4096, description="side in pixels of the square images")
     image_column: str | None = Field(None, description="column that holds the image; found by type if absent")
     label_column: str | None = Field(None, description="column that holds the label; found by type if absent")
+    caption_column: str | None = Field(
+        None,
+        description="column of the pictures' captions, for encoding; of a folder's `metadata.jsonl`, whose rows name "
+        "their pictures in `file_name`",
+    )
+    encoding: Annotated[EncodingSpec | None, BeforeValidator(_encoding)] = Field(
+        None, description="turn pictures into latents and captions into prompt embeddings"
+    )
     validation: float = Field(0.2, gt=0, lt=1, description="share held out where the data bring no split of their own")
     limit: int | None = Field(None, ge=2, description="use only the first so many training items")
     augment: list[Literal["flip", "crop", "jitter", "erase"]] = Field(

@@ -1,7 +1,7 @@
 """Taps: inputs or outputs of named submodules, caught while a model runs and gone afterwards."""
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
@@ -66,9 +66,13 @@ class Taps:
 
     def run(self, batch: Batch) -> Any:
         """Calls the model on a batch; returns None when the pass was ended at the last tap."""
+        return self.during(lambda: call(self.model, batch))
+
+    def during(self, forward: Callable[[], Any]) -> Any:
+        """What `forward`, which calls the model in its own way, returns; None when it was ended at the last tap."""
         self._values.clear()
         try:
-            return call(self.model, batch)
+            return forward()
         except _LastTapReached:
             return None
 

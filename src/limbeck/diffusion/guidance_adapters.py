@@ -215,10 +215,9 @@ class CrossAttentionAdapter(GuidanceAdapter):
         single = tokens.ndim == 2
         query = self.query(self._cast(tokens[:, None] if single else tokens))
         heads, scale = self.config.heads, self.config.hidden**-0.5  # the authors' scale, whatever the heads
-        parts = (
-            part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, self.key(codes), self.value(codes))
-        )
-        seen = functional.scaled_dot_product_attention(*parts, scale=scale).transpose(1, 2).flatten(2)
+        sides = (query, self.key(codes), self.value(codes))
+        q, k, v = (side.unflatten(-1, (heads, -1)).transpose(1, 2) for side in sides)
+        seen = functional.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
         added = self.out(seen)
         return added[:, 0] if single else added
 

@@ -1,8 +1,12 @@
 """Single steps of solvers, from a prediction at (x_t, t) to x_s: what distillation methods are made of.
 
 `s` is one time for all items or one an item, below t where the step denoises and above it where it encodes. Random
-steps draw from torch's stream unless they are given their noise.
+steps draw from torch's stream, or as `drawing_from` says, unless they are given their noise.
 """
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from jaxtyping import Float, Shaped
@@ -121,4 +125,20 @@ def strategic_step(prediction: Prediction, s: Time, gamma: float, noise: Items |
 
 
 def _noise(x: Tensor, noise: Tensor | None) -> Tensor:
-    return torch.randn_like(x) if noise is None else noise
+    return _draw.get()(x) if noise is None else noise
+
+
+_draw: ContextVar[Callable[[Tensor], Tensor]] = ContextVar("draw", default=torch.randn_like)
+
+
+@contextmanager
+def drawing_from(draw: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within the context random steps take their noise from `draw`: standard normal, in the shape of what it is given.
+
+    So samples can be a function of their number alone, whatever batch they are drawn in.
+    """
+    token = _draw.set(draw)
+    try:
+        yield
+    finally:
+        _draw.reset(token)

@@ -243,6 +243,7 @@ def test_later_phases_learn_from_the_copy():
     torch.testing.assert_close(loss, weighted_error(denoiser(x_t, t, condition), target).mean())
 
 
+@pytest.mark.filterwarnings("ignore:the loss is not finite")
 def test_a_skipped_update_at_a_halving_does_not_lose_the_copy():
     method = made(start_steps=2)
     run = trainer(method, 8, non_finite="skip")

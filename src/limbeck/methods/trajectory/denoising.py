@@ -103,4 +103,5 @@ class Denoising(DiffusionMethod):
         if self.options.weighting == "truncated-snr":
             return truncated_snr(t, schedule)
         ratio = torch.exp(2 * schedule.log_snr(t))  # alpha^2 / sigma^2
-        return ratio + 1 / self.options.sigma_data**2
+        made = self.denoiser.process.parameterisation
+        return ratio + 1 / (made.sigma_data if isinstance(made, Preconditioned) else self.options.sigma_data) ** 2

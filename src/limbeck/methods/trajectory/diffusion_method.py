@@ -22,6 +22,7 @@ from limbeck.diffusion.denoiser import (
     process_of,
 )
 from limbeck.diffusion.guidance import Scale, guided
+from limbeck.diffusion.ports import share_null_prompt
 from limbeck.diffusion.predictions import Prediction
 
 
@@ -29,7 +30,7 @@ class DiffusionMethod(Method):
     """Student and teacher as denoisers, and what a batch holds for them.
 
     A student without a process of its own, such as a fresh network, gets the teacher's; subclasses that train another
-    one give it in `student_process`. Subclasses see a teacher that never records a graph.
+    one give it in `student_process`. The teacher never records a graph, unless it is asked by `ask_through`.
     """
 
     def __init__(
@@ -40,7 +41,12 @@ class DiffusionMethod(Method):
             raise IncompatibleError(
                 "the teacher was trained on images normalised in another way", "set data.mean and data.std to its own"
             )
-        note_process(student, self.student_process(process_of(student)))
+        self.note_student()
+
+    def note_student(self) -> None:
+        """Notes on the student how it denoises, and the empty prompt where the teacher knows one."""
+        note_process(self.student, self.student_process(process_of(self.student)))
+        share_null_prompt(self.student, getattr(self.teacher, "model", None))
 
     def student_process(self, own: Process | None) -> Process:
         """How the student denoises and is sampled from; `own` is what is noted on it, None on a fresh network.
@@ -79,6 +85,13 @@ class DiffusionMethod(Method):
         """The teacher's prediction, guided with the scale g; of both conditions in one call, and without a graph.
 
         A teacher that takes the scale as an input is told it instead.
+        """
+        return self.ask_through(x_t, t, condition, scale)
+
+    def ask_through(self, x_t: Tensor, t: Tensor, condition: Condition, scale: Scale = 1.0) -> Prediction:
+        """The same with a graph that reaches x_t: losses through the teacher move what made its input.
+
+        The teacher's weights are frozen and take no part, so what is kept for the way back is its activations alone.
         """
         teacher = self.teacher_denoiser
         if teacher.guidance_input:

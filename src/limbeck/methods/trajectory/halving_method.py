@@ -128,7 +128,7 @@ class HalvingMethod(DiffusionMethod):
             return replace(process, sampling=replace(self.teacher_denoiser.sampling, guidance=guidance))
         solver: Solver = "stochastic_progressive" if self.kind() == "stochastic" else "ddim"
         grid = isinstance(process.schedule, EDM)  # Karras et al.'s own grid does not nest
-        times = tuple(nested_times(process.schedule, steps).tolist()) if grid else None
+        times = tuple(map(float, nested_times(process.schedule, steps))) if grid else None
         return process.sampled(solver=solver, steps=steps, guidance=guidance, times=times)
 
     def train(self, mode: bool = True) -> "HalvingMethod":
