@@ -1,11 +1,13 @@
 """AGD: adapters that are trained where guided sampling goes, against the same adapters on noised data.
 
 The teacher is a network of four residual layers on scikit-learn's digits, sampled in 50 DDIM steps with guidance. Both
-arms train the same adapters, at most a tenth of its weights, from the same start with equal budgets: on the states of
-200 guided paths with scales from 1 to 6, or on those 200 digits with noise, at the same times. The figure is the
-squared error of the one guided evaluation at g = 4 on the states of 200 fresh guided paths, in units of what guidance
-adds to the conditional prediction: the network without adapters is at 1. Further rows: the same error at g = 7, beyond
-what was trained, and shares of samples in which a judge, fitted to the other digits, sees the class that was asked for.
+arms train the same adapters, at most a tenth of its weights, from the same start with equal budgets and scales of 1 to
+6: on the states of as many guided paths as there are training digits, or on those digits with noise, at the same times.
+(On trial seed 100 the 200 paths of the plan were learned by heart: more training made it worse on fresh ones.) The
+figure is the squared error of the one guided evaluation at g = 4 on the states of 200 fresh guided paths, in units of
+what guidance adds to the conditional prediction: the network without adapters is at 1. Further rows: the same error at
+g = 7, beyond what was trained, and shares of samples in which a judge, fitted to the other digits, sees the class that
+was asked for. The margin is a fifth of what the noised data left on the trial seed.
 """
 
 import copy
@@ -28,9 +30,9 @@ from limbeck.diffusion.grids import usual_times
 from limbeck.diffusion.solvers import path
 from limbeck.models.denoising_mlp import DenoisingMLP
 
-PATHS, STEPS, WIDTH, GUIDANCE = 200, 50, 256, 4.0
-TEACHER, STUDENT = 2000, 2000
-ADAPTERS: dict[str, Any] = {"adapter": "attention", "hidden": 24, "heads": 8, "label": "base", "time": "base"}
+STEPS, WIDTH, GUIDANCE = 50, 256, 4.0
+TEACHER, STUDENT = 1500, 800
+ADAPTERS: dict[str, Any] = {"adapter": "attention", "hidden": 16, "heads": 8, "label": "base", "time": "base"}
 
 
 @cache
@@ -49,10 +51,9 @@ def teacher(seed: int) -> nn.Module:
 
 def adapted(parent: nn.Module, seed: int, kind: str) -> nn.Module:
     """The teacher's network with adapters, trained on one kind of states."""
-    source = data().train.select(torch.arange(PATHS))
     options: dict[str, Any] = {"data": kind, "solver": "ddim", "path_steps": STEPS, **ADAPTERS}
     student = copy.deepcopy(parent)
-    return train("agd", student, source, seed, steps=STUDENT, batch=64, lr=2e-3, teacher=parent, **options).eval()
+    return train("agd", student, data().train, seed, steps=STUDENT, batch=64, lr=2e-3, teacher=parent, **options).eval()
 
 
 def noise(seed: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -110,3 +111,18 @@ def run(seed: int) -> Mapping[str, float]:
         "(judged, teacher without)": judged(parent, seed, 1.0),
         "(weights of adapters / network)": own / sum(value.numel() for value in parent.parameters()),
     }
+
+
+claim = Claim(
+    slug="agd",
+    statement="Adapters that were trained where guided sampling goes are closer to guidance there, in one evaluation.",
+    metric="squared error of the guided prediction at g = 4, over that of the conditional one",
+    budget=f"{STUDENT} steps of 64, AdamW at 2e-3, cosine; the same adapters, at most a tenth of the network's weights",
+    claimed="guided paths",
+    baseline="noised data",
+    margin=0.07,
+    also={"no adapters": 0.5},
+    run=run,
+    higher_is_better=False,
+    seeds=3,
+)

@@ -78,11 +78,14 @@ def train(
     betas: tuple[float, float] = (0.9, 0.999),
     rates: Mapping[str, float] | None = None,
     prepare: Callable[[Method], object] = lambda method: None,
+    measure: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    every: int | None = None,
     **options: object,
 ) -> nn.Module:
     """Trains a student with one method and returns the method's result.
 
-    `rates` are learning rates of players that have another than `lr`; `prepare` may change the method before it runs.
+    `rates` are learning rates of players that have another than `lr`; `prepare` may change the method before it runs;
+    `measure` is shown the result so far after `every` so many steps.
     """
     kind = method_class(slug)
     reseed(seed, "method", slug)
@@ -98,10 +101,12 @@ def train(
         steps=steps,
         batch_size=batch,
         ema=ema,
+        evaluate_every=every,
         optimizer=moving(lr),
         players={name: moving(rate) for name, rate in (rates or {}).items()},
     )
-    return Trainer(method, Loader(source, batch, seed), spec, steps=steps, items=len(source), seed=seed).fit()
+    loader = Loader(source, batch, seed)
+    return Trainer(method, loader, spec, steps=steps, items=len(source), seed=seed, evaluate=measure).fit()
 
 
 def distance(

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 Format = Literal["timm", "transformers", "diffusers", "peft", "onnx", "limbeck"]
 
 
-_MARKS = ("config.json", "adapter_config.json", "model_index.json", "unet/config.json", "transformer/config.json")
+_MARKS = (
+    *("config.json", "adapter_config.json", "guidance_adapters.json"),
+    *("model_index.json", "unet/config.json", "transformer/config.json"),
+)
 """Files of which a model's folder holds one."""
 
 

@@ -38,7 +38,7 @@ def preferred_normalisation(card: Card, measured: Normalisation | None) -> Norma
     """What images are normalised with where neither the recipe nor a model says: generators work in [-1, 1], all other
     methods on images of mean 0 and deviation 1, as they were `measured`.
     """
-    if card.task != "generation" or measured is None:
+    if card.task not in ("generation", "scene") or measured is None:
         return measured
     channels = len(measured[0])
     return [0.5] * channels, [0.5] * channels

@@ -3,18 +3,23 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from limbeck.core.errors import IncompatibleError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from limbeck.core.method import DataInfo
+    from limbeck.canvas import Canvas
     from limbeck.core.run import Run
+    from limbeck.data.source import Source
+    from limbeck.rendering.scene import Scene
 
 MOST = 65536
 """Samples of one call at most."""
+
+_MOST_LATENTS = 8
+"""Latents that are drawn at a time at most: their networks are large."""
 
 
 def sample(
@@ -24,12 +29,17 @@ def sample(
     steps: int | None = None,
     guidance: float | None = None,
     labels: Sequence[int] = (),
+    prompts: Sequence[str] = (),
     seed: int = 0,
     out: Path | str | None = None,
     batch_size: int = 256,
     model: "nn.Module | None" = None,
+    data: "Source | None" = None,
 ) -> "Tensor":
     """Draws images from the generator of a finished run, and writes them as one picture.
+
+    Students of latent diffusion pipelines are decoded by their pipeline's autoencoder. A scene is shown once around,
+    from as many cameras as items are asked for, and as an animation beside the picture.
 
     Args:
         run: a run or its folder.
@@ -37,31 +47,40 @@ def sample(
         steps: of the solver; as many as the student was made for if absent.
         guidance: scale g; the student's own if absent, 1 for one that has learned its guidance.
         labels: classes to ask for, in turn; all of the data's if absent.
+        prompts: texts to ask for, in turn, for students of text-to-image pipelines; the captions of the run's data if
+            absent.
         seed: of the noise; equal noise for equal seeds, whatever the number of items.
         out: PNG to write, rows of images; nothing is written if absent.
         batch_size: images at a time.
         model: an object to fill with the result, for classes of your own.
+        data: the run's data, where they were given as objects.
 
     Returns:
         Images (items, channels, height, width) in [0, 1].
 
     Raises:
-        UsageError: no such run, it is not finished, or its student generates nothing.
+        UsageError: no such run, it is not finished, its student generates nothing, or not what is asked for; nothing
+            was written.
     """
-    if not 1 <= items <= MOST:
-        raise UsageError(f"between 1 and {MOST} samples can be drawn, not {items}")
-    if out is not None and not Path(out).expanduser().parent.is_dir():
-        raise UsageError(f"there is no folder {Path(out).parent}", "choose another place with --out")
     from limbeck.core.run import Run
-    from limbeck.finished import load
 
     opened = Run.open(Path(run)) if isinstance(run, str | Path) else run
+    if out is not None and not Path(out).expanduser().parent.is_dir():
+        raise UsageError(f"there is no folder {Path(out).parent}", "choose another place with --out")
+    from limbeck.finished import load
+
+    _check(items, steps, guidance, batch_size)
     student = load(opened, model)
-    images = draw(
-        student, opened, items, steps=steps, guidance=guidance, labels=labels, seed=seed, batch_size=batch_size
-    )
+    if _is_scene(student):
+        from limbeck.showing import show_scene
+
+        return show_scene(student, items, None if out is None else Path(out).expanduser())
+    canvas = _canvas(student, opened, labels, prompts, data)
+    images = _drawn(student, canvas, items, steps, guidance, seed, batch_size)
     if out is not None:
-        _write(images, Path(out).expanduser(), columns=_columns(_info(opened), items))
+        from limbeck.canvas import columns_of
+
+        _write(images, Path(out).expanduser(), columns_of(canvas, items))
     return images
 
 
@@ -73,78 +92,86 @@ def draw(
     steps: int | None = None,
     guidance: float | None = None,
     labels: Sequence[int] = (),
+    prompts: Sequence[str] = (),
     seed: int = 0,
     batch_size: int = 256,
+    data: "Source | None" = None,
 ) -> "Tensor":
-    """Images (items, channels, height, width) in [0, 1] from a generator, in the shape of a run's data; see `sample`.
+    """Images (items, channels, height, width) in [0, 1] from a generator, as a run's data suggest; see `sample`.
 
     Raises:
-        UsageError: the student generates nothing, or there is no such class.
+        UsageError: the student generates nothing, or not what is asked for.
     """
-    import torch
+    _check(items, steps, guidance, batch_size)
+    canvas = _canvas(student, run, labels, prompts, data)
+    return _drawn(student, canvas, items, steps, guidance, seed, batch_size)
 
+
+def _is_scene(student: "nn.Module") -> "TypeGuard[Scene]":
+    from limbeck.rendering.scene import Scene
+
+    return isinstance(student, Scene)
+
+
+def _check(items: int, steps: int | None, guidance: float | None, batch_size: int) -> None:
+    if not 1 <= items <= MOST:
+        raise UsageError(f"between 1 and {MOST} samples can be drawn, not {items}")
+    if steps is not None and steps < 1:
+        raise UsageError(f"a sampler makes one step or more, not {steps}")
+    if guidance is not None and not 0 <= guidance < math.inf:
+        raise UsageError(f"a guidance scale is 0 or more, not {guidance}")
+    if batch_size < 1:
+        raise UsageError(f"at least one image is drawn at a time, not {batch_size}")
+
+
+def _canvas(
+    student: "nn.Module", run: "Run", labels: Sequence[int], prompts: Sequence[str], data: "Source | None"
+) -> "Canvas":
+    from limbeck.canvas import Canvas
+
+    _denoiser(student)  # before data and encoders are opened
+    return Canvas(student, run.recipe().data, data, labels, prompts)
+
+
+def _denoiser(student: "nn.Module") -> Any:
     from limbeck.diffusion.denoiser import denoiser_of
-    from limbeck.diffusion.generation import generate
 
-    denoiser, info = _denoiser(student, denoiser_of), _info(run)
-    asked = _labels(labels, info, items)
-    parts = []
-    with torch.no_grad():
-        for start in range(0, items, batch_size):
-            rows = torch.arange(start, min(start + batch_size, items))
-            condition = {} if asked is None else {"label": asked[rows]}
-            noise = _noise(info, rows, seed)
-            parts.append(generate(denoiser, noise, condition, steps=steps, guidance=guidance))
-    return _as_images(torch.cat(parts), student)
-
-
-def _denoiser(student: "nn.Module", wrap: Any) -> Any:
     try:
-        return wrap(student)
+        return denoiser_of(student)
     except ValueError as error:
         raise IncompatibleError(f"the student draws no samples: {error}", "sample from a run of a generator") from error
 
 
-def _info(run: "Run") -> "DataInfo":
-    """What the run's data look like: their shape and classes."""
-    from limbeck.data.open import open_data
-
-    return open_data(run.recipe().data).train.info()
-
-
-def _labels(labels: Sequence[int], info: "DataInfo", items: int) -> "Tensor | None":
+def _drawn(
+    student: "nn.Module",
+    canvas: "Canvas",
+    items: int,
+    steps: int | None,
+    guidance: float | None,
+    seed: int,
+    batch_size: int,
+) -> "Tensor":
     import torch
 
-    if not info.classes:
-        if labels:
-            raise UsageError("the run's data have no classes to ask for")
-        return None
-    wrong = [label for label in labels if not 0 <= label < info.classes]
-    if wrong:
-        raise UsageError(f"there is no class {wrong[0]}", f"classes are 0 to {info.classes - 1}")
-    chosen = torch.tensor(list(labels) or list(range(info.classes)))
-    return chosen[torch.arange(items) % len(chosen)]
+    from limbeck.diffusion.generation import generate
+    from limbeck.diffusion.steps import drawing_from
+    from limbeck.metrics.generation import step_noise
+    from limbeck.models.modes import device_of, evaluating
 
-
-def _noise(info: "DataInfo", rows: "Tensor", seed: int) -> "Tensor":
-    from limbeck.core.batch import Batch
-    from limbeck.metrics.generation import noise_for
-
-    shape = info.example["image"].shape[1:]
-    return noise_for(Batch({"image": info.example["image"].new_empty(len(rows), *shape), "index": rows}), seed)
-
-
-def _as_images(samples: "Tensor", student: "nn.Module") -> "Tensor":
-    """Samples in [0, 1], by the normalisation that the student was trained with."""
-    from limbeck.models.normalisation import normalisation_of
-
-    mean, std = (samples.new_tensor(values).view(-1, 1, 1) for values in normalisation_of(student) or ([0.5], [0.5]))
-    return (samples * std + mean).clamp(0, 1)
-
-
-def _columns(info: "DataInfo", items: int) -> int:
-    """A column a class where that suits, else a square."""
-    return info.classes if 2 <= info.classes <= 20 and items >= info.classes else math.ceil(math.sqrt(items))
+    denoiser, device = _denoiser(student), device_of(student)
+    at_a_time = batch_size if canvas.encoder is None else min(batch_size, _MOST_LATENTS)
+    parts = []
+    with evaluating(student):
+        for rows in torch.arange(items).split(at_a_time):
+            condition = {name: value.to(device) for name, value in canvas.condition(rows).items()}
+            noise = canvas.noise(rows, seed).to(device)
+            try:
+                with drawing_from(step_noise(rows, seed)):
+                    made = generate(denoiser, noise, condition, steps=steps, guidance=guidance)
+            except ValueError as error:  # more steps than a schedule has times, or guidance without a null condition
+                raise IncompatibleError(f"no samples can be drawn in this way: {error}") from error
+            parts.append(canvas.images(made))
+    return torch.cat(parts)
 
 
 def _write(images: "Tensor", path: Path, columns: int) -> None:

@@ -27,6 +27,8 @@ from limbeck.diffusion.schedules import Cosine
 from limbeck.metrics.generation import noise_for
 from limbeck.models.convnet import ConvNet
 from limbeck.models.denoising_mlp import DenoisingMLP
+from limbeck.models.scenes import GaussianScenes, VoxelScenes
+from limbeck.rendering.particles import all_around
 
 
 class Rig(ABC):
@@ -204,10 +206,25 @@ class Generation(Rig):
             return generate(denoiser_of(model.eval()), noise_for(batch), condition_of(batch, 4), solver="ddim")
 
 
+class Scenes(Generation):
+    """Two particles of a small scene, pushed by a denoiser of gray images of a few pixels."""
+
+    def student(self, per_item: bool) -> nn.Module:
+        # A field in training looks at random places of a ray, by the global stream; Gaussians draw nothing.
+        if per_item:
+            return GaussianScenes(particles=2, count=6)
+        return VoxelScenes(particles=2, resolution=4, samples=6)
+
+    def outputs(self, model: nn.Module) -> Tensor:
+        with torch.no_grad():
+            return all_around(model.eval(), 3, 4, 4)
+
+
 RIGS: dict[str, Rig] = {
     "classification": Classification(),
     "generation": Generation(),
     "language-modelling": LanguageModelling(),
+    "scene": Scenes(),
 }
 """One rig by `Card.task`."""
 

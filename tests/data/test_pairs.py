@@ -77,7 +77,7 @@ def test_altered_shards_and_full_folders_are_refused(folder):
     about = json.loads((folder / "pairs.json").read_text())
     about["sampling"]["guidance"] = 1.0  # another guidance is another coupling
     (folder / "pairs.json").write_text(json.dumps(about))
-    with pytest.raises(DamagedFileError, match="pairs.json"):
+    with pytest.raises(DamagedFileError, match=r"pairs\.json"):
         read_pairs(folder)
 
 

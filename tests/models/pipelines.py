@@ -58,20 +58,12 @@ def dit() -> torch.nn.Module:
     )
 
 
-def sd3() -> torch.nn.Module:
+def sd3(**changes: Any) -> torch.nn.Module:
     torch.manual_seed(0)
-    return diffusers.SD3Transformer2DModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        num_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        caption_projection_dim=16,
-        joint_attention_dim=16,
-        pooled_projection_dim=12,
-        pos_embed_max_size=8,
-    )
+    settings = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "num_layers": 1, "attention_head_dim": 8}
+    settings |= {"num_attention_heads": 2, "caption_projection_dim": 16, "joint_attention_dim": 16}
+    settings |= {"pooled_projection_dim": 12, "pos_embed_max_size": 8}
+    return diffusers.SD3Transformer2DModel(**(settings | changes))
 
 
 def flux() -> torch.nn.Module:
@@ -137,6 +129,48 @@ def stable_diffusion(folder: Path, **scheduler: Any) -> Path:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder / "pipeline")
+    return folder / "pipeline"
+
+
+def stable_diffusion_xl(folder: Path, **settings: Any) -> Path:
+    """A pipeline in the form of SDXL, with two text encoders."""
+    network = text_unet(
+        cross_attention_dim=32,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=12 + 6 * 4,
+    )
+    pipeline = diffusers.StableDiffusionXLPipeline(
+        vae=autoencoder(),
+        text_encoder=text_encoder(),
+        text_encoder_2=text_encoder(transformers.CLIPTextModelWithProjection, projection_dim=12),
+        tokenizer=tokenizer(folder / "letters"),
+        tokenizer_2=tokenizer(folder / "letters"),
+        unet=network,
+        scheduler=diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear", timestep_spacing="trailing"),
+        **settings,
+    )
+    pipeline.save_pretrained(folder / "pipeline")
+    return folder / "pipeline"
+
+
+def stable_diffusion_3(folder: Path) -> Path:
+    """A pipeline in the form of Stable Diffusion 3, without its third text encoder."""
+    vae = autoencoder()
+    vae.register_to_config(scaling_factor=1.5, shift_factor=0.1)
+    encoders = [text_encoder(transformers.CLIPTextModelWithProjection, projection_dim=6) for _ in range(2)]
+    pipeline = diffusers.StableDiffusion3Pipeline(
+        transformer=sd3(joint_attention_dim=32),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae,
+        text_encoder=encoders[0],
+        tokenizer=tokenizer(folder / "letters"),
+        text_encoder_2=encoders[1],
+        tokenizer_2=tokenizer(folder / "letters"),
+        text_encoder_3=None,
+        tokenizer_3=None,
     )
     pipeline.save_pretrained(folder / "pipeline")
     return folder / "pipeline"

@@ -16,13 +16,28 @@ from limbeck.models.normalisation import normalisation_of, set_normalisation
 from limbeck.models.saved import save_model
 from tests.models.information import information, same_weights
 
+DENOISERS = ("denoiser", "stacked-denoiser")
+CLASSIFIERS = [name for name in known_models() if name not in DENOISERS and not name.startswith("scene-")]
 
-@pytest.mark.parametrize("name", known_models())
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32), (1, 28), (3, 7)])
 def test_shipped_networks_fit_the_data(name, channels, size):
     data = information(channels, size, classes=6)
     model = build_model(ModelSpec(name=name), data, seed=0)
     assert model(data.example.image).shape == (2, 6)
+
+
+@pytest.mark.parametrize("name", DENOISERS)
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 7)])
+@pytest.mark.parametrize("classes", [0, 6])
+def test_shipped_denoisers_fit_the_data(name, channels, size, classes):
+    data = information(channels, size, classes=classes)
+    model = build_model(ModelSpec(name=name), data, seed=0)
+    assert (model.config["numbers"], model.config["classes"]) == (channels * size**2, classes)
+    image = data.example.image
+    condition = {"label": torch.tensor([1, 5])} if classes else {}
+    assert model(image, torch.tensor([0.2, 0.9]), condition).shape == image.shape
 
 
 def test_arguments_win_over_what_the_data_say():
@@ -121,7 +136,8 @@ def test_names_are_checked_without_torch():
         "from limbeck.data.names import check_data, known_data\n"
         "from limbeck.models.names import check_model, known_models\n"
         "check_model(ModelSpec(name='vit', arguments={'dim': 32})); check_data(DataSpec())\n"
-        "assert known_models() == ['convnet', 'mlp', 'vit'] and 'digits' in known_data()\n"
+        "assert {'cell', 'convnet', 'denoiser', 'mlp', 'stacked-denoiser', 'vit'} <= set(known_models())\n"
+        "assert 'digits' in known_data()\n"
         "assert not {'torch', 'numpy', 'timm', 'transformers'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,9 +13,11 @@ from limbeck.diffusion.generation import generate
 from limbeck.diffusion.parameterisations import Direct, Preconditioned
 from limbeck.diffusion.ports import NULL_PROMPT
 from limbeck.diffusion.schedules import EDM, Cosine, FlowMatching, TrigFlow, VPDiscrete
-from limbeck.models.adapters.diffusers import load_diffusers, pipeline_of
+from limbeck.models.adapters.diffusers import load_diffusers
+from limbeck.models.adapters.diffusers_classes import pipeline_of
 from limbeck.models.adapters.diffusers_encoders import PipelineEncoder
-from limbeck.models.adapters.diffusers_schedulers import process_from_scheduler, scheduler_for, stock_times
+from limbeck.models.adapters.diffusers_samplers import scheduler_for
+from limbeck.models.adapters.diffusers_schedulers import process_from_scheduler, stock_times
 from limbeck.models.build import build_model
 from limbeck.models.saved import ecosystem, load_model, save_model
 from tests.models import pipelines

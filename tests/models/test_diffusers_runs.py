@@ -175,7 +175,7 @@ def test_a_run_from_digits_to_a_stock_network(tmp_path):
         steps=3,
         batch_size=8,
         quiet=True,
-        options={"schedule": "linear", "kind": "eps", "steps": 2},
+        options={"schedule": "linear", "kind": "eps", "steps": 1},
     )
     folder = run.folder / "student"
     network = limbeck.load(run.folder)
@@ -186,20 +186,11 @@ def test_a_run_from_digits_to_a_stock_network(tmp_path):
     assert same_weights(stock, network)
     scheduler = diffusers.DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
     assert (scheduler.config.timestep_spacing, scheduler.config.clip_sample) == ("trailing", False)
-    assert limbeck.evaluate(run)["items"] > 0
     files = limbeck.export(run, "diffusers", tmp_path / "exported")
     assert {path.relative_to(tmp_path / "exported").parts[0] for path in files} >= {"unet", "scheduler"}
-    again = limbeck.distill(
-        "denoising",
-        student=f"run:{run.folder}",
-        data={"name": "digits", "limit": 60},
-        out=tmp_path / "again",
-        steps=1,
-        batch_size=8,
-        quiet=True,
-        options={"steps": 2},
-    )
-    assert process_of(limbeck.load(again.folder)).null_label == 10
+    again = build_model(ModelSpec(name=f"run:{run.folder}"), information(1, 8, 10), seed=0)
+    assert same_weights(again, network)
+    assert process_of(again).config() == process.config()
 
 
 class Explosive:

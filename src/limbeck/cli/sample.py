@@ -43,6 +43,14 @@ def sample(
     from limbeck.sampling import sample as draw
 
     path = out or run / "samples.png"
-    asked = {"labels": label or [], "prompts": prompt or []}
-    draw(run, items, steps=steps, guidance=guidance, seed=seed, out=path, **asked)
+    draw(
+        run,
+        items,
+        steps=steps,
+        guidance=guidance,
+        labels=label or [],
+        prompts=prompt or [],
+        seed=seed,
+        out=path,
+    )
     print(path)

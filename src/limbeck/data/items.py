@@ -26,6 +26,7 @@ class ItemSource(ImageSource):
         class_names: one name a class; their numbers if absent.
         normalisation: per-channel (mean, deviation) of images in [0, 1]; measured if absent.
         augmentations: names of `data.augment.AUGMENTATIONS`.
+        captions: a text an item, for encoders.
         cache_bytes: see `CACHE_BYTES`.
     """
 
@@ -40,9 +41,11 @@ class ItemSource(ImageSource):
         class_names: Sequence[str] | None = None,
         normalisation: Normalisation | None = None,
         augmentations: Sequence[str] = (),
+        captions: Sequence[str] | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.read, self.image_size, self.cache_bytes = read, image_size, cache_bytes
+        self.captions = None if captions is None else tuple(captions)
         self.keys = torch.arange(len(labels)) if keys is None else keys
         check_not_empty(labels)
         self.shape = self._decode(0, channels=None).shape
@@ -75,6 +78,7 @@ class ItemSource(ImageSource):
             class_names=self.class_names,
             normalisation=self._chosen_normalisation(),
             augmentations=self.augmentations,
+            captions=None if self.captions is None else [self.captions[row] for row in rows.tolist()],
             cache_bytes=self.cache_bytes,
         )
 

@@ -76,12 +76,34 @@ def check_data(spec: DataSpec, key: str = "data") -> None:
             raise MissingExtraError(package, extra, f"the data '{spec.name}'")
     if is_text(spec):
         _check_text(spec, key)
+    _check_encoding(spec, key)
 
 
 def is_text(spec: DataSpec) -> bool:
     """Whether the data are text: always, by their kind, or because a column of text is named."""
     named = spec.text.completion_column or spec.text.prompt_column
     return parse_data_name(spec.name).kind in (*_TEXT, *(("parquet", "datasets") if named else ()))
+
+
+def _check_encoding(spec: DataSpec, key: str) -> None:
+    if spec.encoding is None:
+        if spec.caption_column is not None:
+            raise RecipeError(f"{key}.caption_column", "captions are for a pipeline's encoders", "set data.encoding")
+        return
+    kind, pipeline = parse_data_name(spec.name).kind, spec.encoding.pipeline
+    if is_text(spec) or kind == "pairs":
+        raise RecipeError(f"{key}.encoding", "only pictures, with or without captions, are encoded", "remove the key")
+    if spec.augment:
+        raise RecipeError(f"{key}.augment", "what is encoded once is not augmented", "remove the key")
+    if spec.caption_column is not None and kind not in ("folder", "parquet", "datasets"):
+        raise RecipeError(f"{key}.caption_column", f"'{kind}' has no captions", "remove the key")
+    if find_spec("diffusers") is None:
+        raise MissingExtraError("diffusers", "diffusion", f"encoding with '{pipeline}'")
+    is_path = pipeline.startswith((".", "/", "~")) or pipeline.count("/") > 1
+    if is_path and not Path(pipeline).expanduser().is_dir():
+        raise RecipeError(
+            f"{key}.encoding.pipeline", f"there is no folder '{pipeline}'", "give a folder that holds model_index.json"
+        )
 
 
 def _check_text(spec: DataSpec, key: str) -> None:

@@ -56,15 +56,30 @@ def open_data(spec: DataSpec, seed: int = 0) -> DataSplit:
         from limbeck.data.pairs import open_pairs
 
         return DataSplit(*open_pairs(path, spec.validation, seed, spec.limit))
+    train, validation = open_pictures(spec, seed)
+    if spec.encoding is not None:
+        from limbeck.data.encoded import encode
+
+        encoded = encode(train, spec.encoding), encode(validation, spec.encoding, "validation")
+        return DataSplit(*encoded)
+    _normalise(spec, train, validation)
+    train.augmentations = tuple(spec.augment)
+    return DataSplit(train, validation)
+
+
+def open_pictures(spec: DataSpec, seed: int = 0) -> tuple[ImageSource, ImageSource]:
+    """The images and captions of data, to train and to validate on, as they are before they are encoded or normalised.
+
+    See `open_data`, which has checked the spec.
+    """
+    kind, path = parse_data_name(spec.name)
     train, validation = _reader(kind)(path, spec)
     if validation is None:
         kept, held = stratified_split(train.labels, spec.validation, 0 if kind == "digits" else seed)
         train, validation = train.select(kept), train.select(held)
     if spec.limit is not None and spec.limit < len(train):
         train = train.select(torch.arange(spec.limit))
-    _normalise(spec, train, validation)
-    train.augmentations = tuple(spec.augment)
-    return DataSplit(train, validation)
+    return train, validation
 
 
 def _reader(kind: str) -> Reader:

@@ -60,10 +60,12 @@ class ImageSource(Source):
         classes: number of classes.
         class_names: one name a class.
         augmentations: names of `data.augment.AUGMENTATIONS`, applied by `fetch` in this order when it gets a seed.
+        captions: a text an item, for encoders; None where there are none.
     """
 
     class_names: tuple[str, ...]
     augmentations: tuple[str, ...]
+    captions: tuple[str, ...] | None = None
 
     @abstractmethod
     def images(self, indices: Tensor) -> Tensor:

@@ -31,15 +31,15 @@ def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 128, seed: int =
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Fréchet distance between Gaussians fitted to features (items, dim): with Inception features it is FID.
 
-    |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^1/2), unbiased covariances, in float64 (Heusel et al., 2017). The trace
-    of the root is the sum of the roots of the eigenvalues of C_a^1/2 C_b C_a^1/2, which are real and not negative.
+    |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^1/2), unbiased covariances, in float64 (Heusel et al., 2017). With
+    C = R' R from the QR decomposition of the centred features, the trace of the root is the sum of the singular values
+    of R_a R_b', exact to the last digits also where there are fewer items than features. One item has covariance 0.
     """
     a, b = a.flatten(1).double(), b.flatten(1).double()
-    cov_a, cov_b = torch.cov(a.T).reshape(a.shape[1], -1), torch.cov(b.T).reshape(b.shape[1], -1)
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    shared = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
-    return float((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * shared)
+    root_a, root_b = (torch.linalg.qr((x - x.mean(0)) / max(len(x) - 1, 1) ** 0.5, mode="r").R for x in (a, b))
+    shared = torch.linalg.svdvals(root_a @ root_b.T).sum()
+    apart = (a.mean(0) - b.mean(0)).square().sum() + root_a.square().sum() + root_b.square().sum() - 2 * shared
+    return max(0.0, float(apart))
 
 
 def mmd_rbf(a: Tensor, b: Tensor, bandwidth: float | None = None) -> float:

@@ -2,15 +2,18 @@
 
 import time
 from collections.abc import Callable
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.core.batch import Batch
-from limbeck.core.randomness import generator
+from limbeck.core.randomness import derive, generator
+from limbeck.data.noise import ItemNoise
 from limbeck.diffusion.denoiser import Condition, Denoiser, condition_of, denoiser_of
 from limbeck.diffusion.generation import count_evaluations, generate
+from limbeck.diffusion.steps import drawing_from
 from limbeck.metrics.distances import Extractor, frechet_distance, pooled_pixels, sliced_wasserstein
 from limbeck.models.modes import device_of, evaluating
 
@@ -33,7 +36,7 @@ def evaluate_generation(
 ) -> dict[str, int | float]:
     """Draws a sample for each item of a source, under its condition, and compares the two sets.
 
-    Noise is a function of the item's number alone, so that models are compared on the same.
+    All noise, that of random solvers too, is a function of the item's number, so that models are compared on the same.
 
     Args:
         model: a denoising network with a process.
@@ -61,13 +64,15 @@ def evaluate_generation(
             batch = batch.to(device)
             condition, noise = _condition(batch, denoiser, source), noise_for(batch)
             begun = time.perf_counter()
-            drawn.append(generate(denoiser, noise, condition, steps=steps))
+            with drawing_from(step_noise(batch["index"])):
+                drawn.append(generate(denoiser, noise, condition, steps=steps))
             _wait(device)
             seconds += time.perf_counter() - begun
             real.append(batch["image"])
             labels.append(batch["label"] if "label" in batch else batch["index"].new_full((batch.size,), -100))
             if parent is not None:
-                theirs.append(generate(parent, noise, _condition(batch, parent, source)))
+                with drawing_from(step_noise(batch["index"])):
+                    theirs.append(generate(parent, noise, _condition(batch, parent, source)))
     samples, data = torch.cat(drawn), torch.cat(real)
     figures: dict[str, int | float] = {
         "items": len(samples),
@@ -98,6 +103,17 @@ def noise_for(batch: Batch, seed: int = 0) -> Tensor:
     shape = image.shape[1:]
     rows = [torch.randn(shape, generator=generator(seed, "noise", int(item))) for item in batch["index"]]
     return torch.stack(rows).to(image)
+
+
+def step_noise(items: Tensor, seed: int = 0) -> Callable[[Tensor], Tensor]:
+    """What random solvers draw in their steps, one after the other, for `drawing_from`: by item number (items,)."""
+    noise, step = ItemNoise(derive(seed, "steps"), items), count()
+
+    def draw(like: Tensor) -> Tensor:
+        noise.items = noise.items.to(like.device)
+        return noise.normal(str(next(step)), like)
+
+    return draw
 
 
 def _condition(batch: Batch, denoiser: Denoiser, source: "Source") -> Condition:

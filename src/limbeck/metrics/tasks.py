@@ -7,6 +7,7 @@ from torch import nn
 from limbeck.metrics.classification import evaluate
 from limbeck.metrics.generation import evaluate_few_steps, evaluate_generation
 from limbeck.metrics.language import evaluate_language
+from limbeck.metrics.scene import evaluate_scene
 
 
 class Evaluate(Protocol):
@@ -23,6 +24,7 @@ _MEASUREMENTS: dict[str, Evaluate] = {
     "classification": evaluate,
     "generation": evaluate_generation,
     "language-modelling": evaluate_language,
+    "scene": evaluate_scene,
 }
 
 

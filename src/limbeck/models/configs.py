@@ -95,11 +95,87 @@ class MLPConfig(OptionsBase):
     depth: int = Field(2, ge=0, le=64, description="hidden layers; 0 is a linear classifier")
 
 
+Behind = Literal["white", "black", "gray", "trained"]
+
+
+class SceneConfig(OptionsBase):
+    """What the shipped scenes have in common."""
+
+    particles: int = Field(1, ge=1, le=64, description="scenes that are trained side by side and share nothing")
+    background: Behind = Field("white", description="behind the scene; trained is a network from directions to colours")
+    elevation: float = Field(17.5, ge=-90, le=90, description="degrees, of the cameras that show the finished scene")
+    distance: float = Field(1.25, gt=0, le=1e6, description="of these cameras from the origin, world units")
+    fov: float = Field(55.0, ge=1, le=170, description="of these cameras, vertical, degrees")
+
+
+class FieldSceneConfig(SceneConfig):
+    """What the shipped radiance fields have in common."""
+
+    samples: int = Field(64, ge=1, le=4096, description="steps along a ray")
+    resampled: int = Field(0, ge=0, le=4096, description="steps of a second pass, placed by the first; 0 for none")
+    bound: float = Field(1.0, gt=0, le=1e6, description="half the side of the field's cube, world units")
+    blob: float = Field(10.0, ge=-1000, le=1000, description="strength of the ball that it starts from; below 0 hollow")
+    blob_radius: float = Field(0.5, gt=0, le=1e6, description="radius of that ball, world units")
+
+
+class VoxelSceneConfig(FieldSceneConfig):
+    """Constructor arguments of `VoxelScenes`."""
+
+    resolution: int = Field(24, ge=2, le=512, description="values along each side of the grid")
+    samples: int = Field(48, ge=1, le=4096, description="steps along a ray")
+    bound: float = Field(0.6, gt=0, le=1e6, description="half the side of the field's cube, world units")
+    noise: float = Field(0.1, ge=0, le=10, description="deviation of the grid's first values")
+
+
+class HashSceneConfig(FieldSceneConfig):
+    """Constructor arguments of `HashScenes`."""
+
+    levels: int = Field(8, ge=1, le=32, description="feature grids")
+    table: int = Field(15, ge=4, le=24, description="log2 of the entries of each grid's table")
+    base: int = Field(16, ge=2, le=512, description="resolution of the coarsest grid")
+    width: int = Field(32, ge=1, le=1024, description="hidden units of the network")
+
+
+class GaussianSceneConfig(SceneConfig):
+    """Constructor arguments of `GaussianScenes`."""
+
+    count: int = Field(256, ge=1, le=10_000_000, description="Gaussians")
+    radius: float = Field(0.5, gt=0, le=1e6, description="of the ball that they start in, world units")
+    opacity: float = Field(0.1, gt=0, lt=1, description="of every Gaussian at the start")
+    degree: int = Field(0, ge=0, le=1, description="of the spherical harmonics of their colours")
+
+
+class MeshSceneConfig(SceneConfig):
+    """Constructor arguments of `MeshScenes`."""
+
+    subdivisions: int = Field(3, ge=0, le=8, description="of an octahedron: 8 triangles become four times as many each")
+    radius: float = Field(0.4, gt=0, le=1e6, description="of the sphere, world units")
+    noise: float = Field(0.01, ge=0, le=1, description="deviation of the first vertices, in radii")
+
+
+class ImageSceneConfig(OptionsBase):
+    """Constructor arguments of `ImageScenes`."""
+
+    particles: int = Field(1, ge=1, le=1_000_000, description="images that are trained side by side")
+    channels: int = Field(3, ge=1, le=1024, description="channels of the images")
+    height: int = Field(32, ge=1, le=8192, description="of the images, pixels")
+    width: int = Field(32, ge=1, le=8192, description="of the images, pixels")
+    noise: float = Field(1.0, ge=0, le=1000, description="deviation of the first values; of logits where bounded")
+    bounded: bool = Field(
+        False, description="keep the images in [0, 1]; else they are what the teacher works on, such as latents"
+    )
+
+
 SHIPPED: dict[str, type[OptionsBase]] = {
     "cell": CellNetConfig,
     "convnet": ConvNetConfig,
     "denoiser": DenoiserConfig,
     "mlp": MLPConfig,
+    "scene-gaussians": GaussianSceneConfig,
+    "scene-hash": HashSceneConfig,
+    "scene-images": ImageSceneConfig,
+    "scene-mesh": MeshSceneConfig,
+    "scene-voxels": VoxelSceneConfig,
     "stacked-denoiser": StackedConfig,
     "vit": VisionTransformerConfig,
 }

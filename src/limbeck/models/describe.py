@@ -13,6 +13,8 @@ from limbeck.core.errors import IncompatibleError
 from limbeck.diffusion.denoiser import NetworkDenoiser, condition_of, process_of
 from limbeck.models.modes import device_of, evaluating
 from limbeck.models.normalisation import normalisation_of, set_normalisation
+from limbeck.rendering.particles import look, particle_count, shown_from
+from limbeck.rendering.scene import Scene
 
 __all__ = ["count_flops", "count_parameters", "default_layers", "latency", "normalisation_of", "set_normalisation"]
 
@@ -70,13 +72,24 @@ def latency(model: nn.Module, batch: Batch, repeats: int = 20) -> float:
 
 
 def run_once(model: nn.Module, batch: Batch) -> Any:
-    """One forward pass: of a classifier or language model on the batch, of a denoiser on it taken as pure noise."""
+    """One forward pass: of a classifier or language model on the batch, of a denoiser on it taken as pure noise; of a
+    scene one view an item, of the size of the batch's images.
+    """
+    if isinstance(model, Scene):
+        return _one_view_an_item(model, batch)
     process = process_of(model)
     if process is None:
         return call(model, batch)
     x = batch["image"]
     t = x.new_full((len(x),), process.schedule.t_max, dtype=torch.float64)
     return NetworkDenoiser(model)(x, t, condition_of(batch, process.null_label))
+
+
+def _one_view_an_item(scene: Scene, batch: Batch) -> Any:
+    weight = next(scene.parameters())
+    height, width = batch["image"].shape[-2:]
+    cameras = shown_from(scene, batch.size, height, width).to(weight.device).to(weight.dtype)
+    return look(scene, torch.arange(batch.size, device=weight.device) % particle_count(scene), cameras)
 
 
 def _timm_stages(model: nn.Module) -> list[str]:

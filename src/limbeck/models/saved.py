@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from limbeck.core.durable import MANIFEST, verify_folder, write_json
 from limbeck.core.errors import DamagedFileError, IncompatibleError, UsageError
 from limbeck.diffusion.denoiser import Process, note_process, process_of
+from limbeck.diffusion.guidance_adapted import GuidanceAdapted
 from limbeck.models.files import CONFIG, check_folder, read_config, read_weights, write_weights
 from limbeck.models.normalisation import normalisation_of, set_normalisation
 from limbeck.models.shipped import build_shipped, shipped_name
@@ -21,12 +22,17 @@ def save_model(model: nn.Module, folder: Path) -> None:
 
     Shipped networks become `config.json` and `model.safetensors`; timm models what `timm.create_model("local-dir:…")`
     loads; transformers models what `from_pretrained` loads; networks of diffusers a pipeline, or the part of one that
-    its stock classes load; models with an adapter what `PeftModel.from_pretrained` loads. Of any other model the
-    weights and the name of its class are kept: it is loaded into an object of that class.
+    its stock classes load; models with an adapter what `PeftModel.from_pretrained` loads. Guidance adapters are
+    files of their own beside their base model. Of any other model the weights and the name of its class are kept: it
+    is loaded into an object of that class.
     """
     folder.mkdir(parents=True, exist_ok=True)
     kind = ecosystem(model)
-    if kind == "peft":
+    if isinstance(model, GuidanceAdapted):
+        from limbeck.models.guidance_files import save_adapted
+
+        save_adapted(model, folder)
+    elif kind == "peft":
         from limbeck.models.adapters.peft import save_adapter
 
         save_adapter(model, folder)
@@ -39,7 +45,7 @@ def save_model(model: nn.Module, folder: Path) -> None:
 
         save_transformers(model, folder)
     elif kind == "diffusers":
-        from limbeck.models.adapters.diffusers import save_diffusers
+        from limbeck.models.adapters.diffusers_saving import save_diffusers
 
         save_diffusers(model, folder)
     else:
@@ -63,6 +69,10 @@ def load_model(folder: Path, model: nn.Module | None = None) -> nn.Module:
     check_folder(folder)
     if (folder / MANIFEST).is_file():
         verify_folder(folder)
+    if (folder / "guidance_adapters.json").is_file():
+        from limbeck.models.guidance_files import load_adapted
+
+        return load_adapted(folder, model)
     if (folder / "adapter_config.json").is_file():
         from limbeck.models.adapters.peft import load_adapter
 

@@ -12,6 +12,7 @@ from limbeck.models.convnet import ConvNet
 from limbeck.models.denoising_mlp import DenoisingMLP
 from limbeck.models.mlp import MLP
 from limbeck.models.names import check_arguments
+from limbeck.models.scenes import GaussianScenes, HashScenes, ImageScenes, MeshScenes, VoxelScenes
 from limbeck.models.stacked import StackedDenoiser
 from limbeck.models.vit import VisionTransformer
 
@@ -20,6 +21,11 @@ CLASSES: dict[str, type[nn.Module]] = {
     "convnet": ConvNet,
     "denoiser": DenoisingMLP,
     "mlp": MLP,
+    "scene-gaussians": GaussianScenes,
+    "scene-hash": HashScenes,
+    "scene-images": ImageScenes,
+    "scene-mesh": MeshScenes,
+    "scene-voxels": VoxelScenes,
     "stacked-denoiser": StackedDenoiser,
     "vit": VisionTransformer,
 }
@@ -45,12 +51,16 @@ def shipped_name(model: nn.Module) -> str | None:
 
 
 def _defaults(name: str, arguments: dict[str, Any], data: DataInfo) -> dict[str, Any]:
+    if name.startswith("scene-") and name != "scene-images":
+        return {}
     if "image" not in data.example:
         raise IncompatibleError(f"'{name}' takes images, and the data hold {', '.join(data.example)}")
     classes = {"classes": data.classes} if data.classes else {}
     if name in ("denoiser", "stacked-denoiser"):
         return {"numbers": data.example["image"][0].numel(), **classes}
     channels, height, width = data.example["image"].shape[1:]
+    if name == "scene-images":
+        return {"channels": channels, "height": height, "width": width}
     if name == "mlp":
         return {"inputs": channels * height * width, **classes}
     if name in ("cell", "convnet"):

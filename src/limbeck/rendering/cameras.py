@@ -202,7 +202,10 @@ class CameraRanges:
     def sample(self, views: int, height: int, width: int, generator: torch.Generator | None = None) -> Cameras:
         """Random cameras that look at the origin, on the generator's device; torch's global stream where it is None."""
         device = generator.device if generator is not None else None
-        unit = torch.rand(4, views, generator=generator, device=device)
+        return self.at(torch.rand(4, views, generator=generator, device=device), height, width)
+
+    def at(self, unit: Float[Tensor, "4 views"], height: int, width: int) -> Cameras:
+        """Cameras that look at the origin; azimuth, elevation, distance and fov lie at these shares of their ranges."""
         ranges = unit.new_tensor([self.azimuth, self.elevation, self.distance, self.fov])
         azimuth, elevation, distance, fov = torch.lerp(ranges[:, :1], ranges[:, 1:], unit)
         return orbit(azimuth, elevation, distance, fov, height, width)

@@ -117,7 +117,10 @@ def _by_distance(student: Series, teacher: Series | None) -> Headline | None:
 def _faster(student: Series, teacher: Series | None) -> str:
     ours = student.values("seconds_per_sample")
     theirs = teacher.values("seconds_per_sample") if teacher is not None else []
-    return f"A sample takes {mean(theirs) / mean(ours):.0f} times less time." if ours and theirs else ""
+    if not ours or not theirs or mean(theirs) < 1.1 * mean(ours):
+        return _size(student, teacher)
+    ratio = mean(theirs) / mean(ours)
+    return f"A sample takes {ratio:.{0 if ratio >= 9.5 else 1}f} times less time."
 
 
 def _without_figures(group: Group) -> Headline:

@@ -63,7 +63,7 @@ def _generates(method: str) -> bool:
 
 
 def _galleries(view: RunView, stage: str) -> list[Gallery]:
-    """A stage's samples at its own number of steps, and a few-step student's at the others that were measured."""
+    """A stage's samples at its own number of steps, and at the others that were measured."""
     from limbeck.core.run import Run
     from limbeck.models.saved import load_model
     from limbeck.sampling import draw
@@ -73,7 +73,9 @@ def _galleries(view: RunView, stage: str) -> list[Gallery]:
         raise ValueError("the models are too large to be run for a report")
     by_steps = figures.get("by_steps") or {}
     model = load_model(view.run.stage_result(stage)).eval()
-    asked: list[int | None] = [int(steps) for steps in by_steps] or [None]
+    asked: list[int | None] = [int(steps) for steps in by_steps]
+    if _steps_of(model) not in asked:
+        asked.append(None)
     made = []
     for steps in asked:
         images = draw(model, Run.open(view.run.folder), _EACH, steps=steps)

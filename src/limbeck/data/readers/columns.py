@@ -37,11 +37,34 @@ def choose_columns(columns: Mapping[str, Column], spec: DataSpec) -> Chosen:
     if image is None:
         raise RecipeError("data.image_column", "no column holds pictures", f"columns: {', '.join(columns)}")
     _check(columns, image, "image", "data.image_column")
-    label = spec.label_column or _likely_label(columns)
+    label = spec.label_column or _likely_label(columns, named_alone=spec.caption_column is None)
     if label is None:
         return Chosen(image, None, None)
     _check(columns, label, "label", "data.label_column")
     return Chosen(image, label, columns[label].class_names)
+
+
+def as_captions(values: Sequence[object]) -> list[str]:
+    """The texts of a column of captions.
+
+    Raises:
+        RecipeError: a value that is no text.
+    """
+    for item, value in enumerate(values):
+        if not isinstance(value, str):
+            raise RecipeError(
+                "data.caption_column",
+                f"item {item} has no text there but {type(value).__name__}",
+                "name another column",
+            )
+    return [str(value) for value in values]
+
+
+def check_captions(names: Sequence[str], spec: DataSpec) -> None:
+    """Refuses a named column of captions that is not there, as a `RecipeError`."""
+    if spec.caption_column is not None and spec.caption_column not in names:
+        hint = did_you_mean(spec.caption_column, names)
+        raise RecipeError("data.caption_column", f"there is no column '{spec.caption_column}'", hint)
 
 
 def as_labels(
@@ -59,11 +82,12 @@ def as_labels(
     return torch.tensor(found, dtype=torch.int64), class_names
 
 
-def _likely_label(columns: Mapping[str, Column]) -> str | None:
+def _likely_label(columns: Mapping[str, Column], named_alone: bool) -> str | None:
+    """The likeliest column of labels; `named_alone`: a single one of another name counts, and is not further text."""
     labels = [name for name, column in columns.items() if column.kind == "label"]
     noted = [name for name in labels if columns[name].class_names]
     usual = [name for name in _LABEL_NAMES if name in labels]
-    return next(iter([*noted, *usual]), labels[0] if len(labels) == 1 else None)
+    return next(iter([*noted, *usual]), labels[0] if named_alone and len(labels) == 1 else None)
 
 
 def _check(columns: Mapping[str, Column], name: str, kind: str, key: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from limbeck.core.errors import DamagedFileError
 from limbeck.core.specs import DataSpec
 from limbeck.data.items import ItemSource
-from limbeck.data.readers.columns import Column, as_labels, choose_columns
+from limbeck.data.readers.columns import Column, as_captions, as_labels, check_captions, choose_columns
 from limbeck.data.readers.splits import split_files
 
 
@@ -34,6 +34,8 @@ def _read(files: Sequence[Path], spec: DataSpec, train: ItemSource | None = None
     values = table.column(chosen.label).to_pylist() if chosen.label else [None] * table.num_rows
     labels, names = as_labels(values, names)
     pictures = table.column(chosen.image)
+    check_captions(table.column_names, spec)
+    captions = as_captions(table.column(spec.caption_column).to_pylist()) if spec.caption_column else None
 
     def read(row: int) -> tuple[bytes, str]:
         name = f"{files[0].parent}, item {row}"
@@ -44,7 +46,7 @@ def _read(files: Sequence[Path], spec: DataSpec, train: ItemSource | None = None
         return content, name
 
     classes = train.classes if train is not None else len(names) if names else None
-    return ItemSource(read, labels, image_size=spec.image_size, classes=classes, class_names=names)
+    return ItemSource(read, labels, image_size=spec.image_size, classes=classes, class_names=names, captions=captions)
 
 
 def read_table(files: Sequence[Path]) -> Any:

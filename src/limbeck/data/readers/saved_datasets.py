@@ -6,7 +6,7 @@ from typing import Any
 from limbeck.core.errors import DamagedFileError, RecipeError
 from limbeck.core.specs import DataSpec
 from limbeck.data.items import ItemSource
-from limbeck.data.readers.columns import Chosen, Column, as_labels, choose_columns
+from limbeck.data.readers.columns import Chosen, Column, as_captions, as_labels, check_captions, choose_columns
 
 _VALIDATION = ("validation", "valid", "val", "dev", "test")
 
@@ -52,8 +52,15 @@ def _read(rows: Any, folder: Path, spec: DataSpec, train: ItemSource | None = No
     values = list(rows[chosen.label]) if chosen.label else [None] * len(rows)
     labels, names = as_labels(values, names)
     classes = train.classes if train is not None else len(names) if names else None
+    check_captions(rows.column_names, spec)
+    captions = as_captions(list(rows[spec.caption_column])) if spec.caption_column else None
     return ItemSource(
-        _reader(rows, folder, chosen), labels, image_size=spec.image_size, classes=classes, class_names=names
+        _reader(rows, folder, chosen),
+        labels,
+        image_size=spec.image_size,
+        classes=classes,
+        class_names=names,
+        captions=captions,
     )
 
 

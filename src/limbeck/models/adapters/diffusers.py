@@ -1,40 +1,36 @@
-"""diffusers' denoising networks: out of pipeline folders and back into them, with what is known of how they denoise."""
+"""diffusers' denoising networks: out of pipeline folders or fresh, with what is known of how they denoise."""
 
 import inspect
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import nn
 
-from limbeck.core.durable import write_bytes, write_json
 from limbeck.core.errors import DamagedFileError, IncompatibleError, RecipeError, UsageError, did_you_mean
 from limbeck.core.method import DataInfo
 from limbeck.diffusion.denoiser import Process, note_process, process_of
 from limbeck.diffusion.ports import NULL_PROMPT, is_own
 from limbeck.models.adapters.diffusers_classes import (
     COMPONENTS,
+    EMPTY,
     INDEX,
+    PIPELINE,
     components_of,
     local_folder,
-    may_be_copied,
     named_class,
+    pipeline_class,
     read_object,
+    stored_scheduler,
 )
 from limbeck.models.adapters.diffusers_encoders import NullPrompt, has_text
-from limbeck.models.adapters.diffusers_schedulers import null_label_of, process_from_scheduler, scheduler_for
-from limbeck.models.process_file import PROCESS, load_process, save_process
+from limbeck.models.adapters.diffusers_schedulers import null_label_of, process_from_scheduler
+from limbeck.models.process_file import PROCESS, load_process
 
-EMPTY = "limbeck_null_prompt.safetensors"
-"""File with the condition of the empty prompt, where it is known."""
-
-_PIPELINE = "limbeck_pipeline"
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError, SafetensorError)
-_OF_PIXELS = ("DDPMPipeline", "DDIMPipeline", "ConsistencyModelPipeline")
 
 
 def load_diffusers(
@@ -66,12 +62,12 @@ def load_diffusers(
         raise RecipeError(f"{key}.arguments", "stored weights take no arguments", "fresh ones need pretrained: false")
     network = _read_network(where) if pretrained else _fresh_network(where, given, key)
     _prepare(network)
-    process = _read_process(folder, where, network, _pipeline_class(index))
+    process = _read_process(folder, where, network, pipeline_class(index))
     if process is not None:
         own = (folder / PROCESS).is_file()
         note_process(network, process if own else _for_classes(process, network, classes))
     if index:
-        setattr(network, _PIPELINE, str(folder))
+        setattr(network, PIPELINE, str(folder))
     if (folder / EMPTY).is_file():
         setattr(network, NULL_PROMPT, _read_tensors(folder / EMPTY))
     elif has_text(index):
@@ -102,46 +98,6 @@ def build_diffusers(class_name: str, arguments: Mapping[str, Any], data: DataInf
     except _DAMAGE as error:
         raise RecipeError(f"{key}.arguments", f"no {class_name} can be built: {_reason(error)}") from error
     return _prepare(network)
-
-
-def save_diffusers(network: nn.Module, folder: Path) -> None:
-    """Writes a network so that stock diffusers loads and samples it.
-
-    Where it came out of a pipeline the folder is a whole one again, with the other components as copies; else it is
-    one where a stock pipeline needs nothing else, and otherwise the network in `unet` or `transformer` with its
-    `scheduler`. The scheduler samples as the network's process says; what it cannot say (the guidance scale, the
-    number of steps) is in limbeck's own file.
-    """
-    saved: Any = network
-    part = "unet" if "UNet" in type(network).__name__ else "transformer"
-    saved.save_pretrained(folder / part, safe_serialization=True)
-    _forget_origin(folder / part / "config.json")
-    process, origin = process_of(network), pipeline_of(network)
-    index: dict[str, Any] = read_object(origin / INDEX) if origin is not None else {}
-    scheduler = None
-    if process is not None:
-        stored = stored_scheduler(origin) if origin is not None else None
-        scheduler = scheduler_for(process, network, stored, _pipeline_class(index))
-    if scheduler is not None:
-        scheduler.save_pretrained(folder / "scheduler")
-    _save_notes(network, folder)
-    pipeline = _fitting_pipeline(network, scheduler, index)
-    if pipeline is not None:
-        if origin is not None:
-            _copy_components(origin, index, folder)
-        _write_index(folder, pipeline, index, {part: network, "scheduler": scheduler})
-
-
-def note_pipeline(network: nn.Module, folder: Path | str) -> nn.Module:
-    """Notes on a network the pipeline whose other components it goes with. Returns the network."""
-    setattr(network, _PIPELINE, str(Path(folder).expanduser().resolve()))
-    return network
-
-
-def pipeline_of(network: nn.Module) -> Path | None:
-    """The folder of the pipeline that a network goes with; None where there is none, or none any more."""
-    noted = getattr(network, _PIPELINE, None)
-    return Path(noted) if noted is not None and (Path(noted) / INDEX).is_file() else None
 
 
 def _network_folder(folder: Path, index: dict[str, Any]) -> Path:
@@ -204,12 +160,6 @@ def _prepare(network: Any) -> nn.Module:
     return network
 
 
-def stored_scheduler(folder: Path) -> dict[str, Any] | None:
-    """The configuration of the scheduler in a pipeline's or model's folder; None where there is none."""
-    places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
-    return next((read_object(place) for place in places if place.is_file()), None)
-
-
 def _read_process(folder: Path, where: Path, network: nn.Module, pipeline: type | None) -> Process | None:
     load_process(network, folder)
     if process_of(network) is not None:
@@ -233,64 +183,6 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise DamagedFileError(path, str(error)) from error
-
-
-def _save_notes(network: nn.Module, folder: Path) -> None:
-    save_process(network, folder)
-    empty = getattr(network, NULL_PROMPT, None)
-    known = empty.known if isinstance(empty, NullPrompt) else empty
-    if known:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in known.items()}
-        write_bytes(folder / EMPTY, save(tensors))
-
-
-def _pipeline_class(index: dict[str, Any]) -> Any:
-    from diffusers import DiffusionPipeline
-
-    return named_class(index.get("_class_name"), DiffusionPipeline)
-
-
-def _fitting_pipeline(network: Any, scheduler: Any, index: dict[str, Any]) -> str | None:
-    """Name of the stock pipeline that samples a network with a scheduler; None where there is none."""
-    name, origin = type(scheduler).__name__, index.get("_class_name")
-    if type(network).__name__ != "UNet2DModel" or origin not in (None, *_OF_PIXELS):
-        return "SanaSprintPipeline" if origin == "SanaPipeline" and name == "SCMScheduler" else origin
-    if name == "CMStochasticIterativeScheduler":
-        return "ConsistencyModelPipeline"
-    if network.class_embedding is not None:
-        return None  # the two below give the network no class
-    if name == "DDIMScheduler":
-        return "DDIMPipeline"
-    return "DDPMPipeline" if name in ("DDPMScheduler", "LCMScheduler", "TCDScheduler") else None
-
-
-def _copy_components(origin: Path, index: dict[str, Any], folder: Path) -> None:
-    for name, (_, kind) in components_of(index).items():
-        if kind is None or name in (*COMPONENTS, "scheduler") or not (origin / name).is_dir():
-            continue
-        for path in sorted((origin / name).rglob("*")):
-            if path.is_file() and may_be_copied(path):
-                target = folder / name / path.relative_to(origin / name)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)  # the file behind a link of the hub's cache
-
-
-def _write_index(folder: Path, pipeline: str, index: dict[str, Any], parts: dict[str, Any]) -> None:
-    import diffusers
-
-    written = {name: value for name, value in index.items() if name != "_name_or_path"}
-    written |= {"_class_name": pipeline, "_diffusers_version": diffusers.__version__}
-    for name, part in parts.items():
-        if part is not None:
-            written[name] = ["diffusers", type(part).__name__]
-    write_json(folder / INDEX, written)
-
-
-def _forget_origin(path: Path) -> None:
-    """Paths of the machine that trained a network are no business of those who use it."""
-    config = read_object(path)
-    if config.pop("_name_or_path", None) is not None:
-        write_json(path, config)
 
 
 def _check_arguments(arguments: Mapping[str, Any], known: list[str], class_name: str, key: str) -> None:

@@ -1,8 +1,12 @@
 """Folders and classes of diffusers: what may be loaded, and of which kind it is."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from limbeck.core.errors import DamagedFileError, UsageError
 from limbeck.models.files import check_folder
@@ -10,6 +14,12 @@ from limbeck.models.files import check_folder
 INDEX = "model_index.json"
 COMPONENTS = ("unet", "transformer")
 """Names that pipelines give their denoising network."""
+
+EMPTY = "limbeck_null_prompt.safetensors"
+"""File with the condition of the empty prompt, where it is known."""
+
+PIPELINE = "limbeck_pipeline"
+"""Attribute of a network that holds the folder of the pipeline that it goes with."""
 
 _LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")  # the last is where safety checkers lie
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -25,6 +35,22 @@ def named_class(name: Any, kind: type) -> Any:
         return None
     found = getattr(diffusers, name, None)
     return found if isinstance(found, type) and issubclass(found, kind) else None
+
+
+@contextmanager
+def without_progress() -> Iterator[None]:
+    """Without progress bars of the libraries' own between those of the run."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    shown = [one for one in (of_diffusers, of_transformers) if one.is_progress_bar_enabled()]
+    for one in shown:
+        one.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for one in shown:
+            one.enable_progress_bar()
 
 
 def local_folder(origin: str | Path) -> Path:
@@ -74,17 +100,23 @@ def components_of(index: dict[str, Any]) -> dict[str, tuple[str | None, str | No
     return {name: (entry[0], entry[1]) for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
 
 
-def is_of_diffusers(folder: Path) -> bool:
-    """Whether a folder holds a pipeline, a model of diffusers, or what `save_diffusers` wrote."""
-    if (folder / INDEX).is_file() or any((folder / part / "config.json").is_file() for part in COMPONENTS):
-        return True
-    if not (folder / "config.json").is_file():
-        return False
-    try:
-        config = read_object(folder / "config.json")
-    except DamagedFileError:
-        return False
-    return "_class_name" in config and "format" not in config
+def pipeline_of(network: nn.Module) -> Path | None:
+    """The folder of the pipeline that a network goes with; None where there is none, or none any more."""
+    noted = getattr(network, PIPELINE, None)
+    return Path(noted) if noted is not None and (Path(noted) / INDEX).is_file() else None
+
+
+def stored_scheduler(folder: Path) -> dict[str, Any] | None:
+    """The configuration of the scheduler in a pipeline's or model's folder; None where there is none."""
+    places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
+    return next((read_object(place) for place in places if place.is_file()), None)
+
+
+def pipeline_class(index: dict[str, Any]) -> Any:
+    """The class of a pipeline, from its index; None where diffusers has none of that name."""
+    from diffusers import DiffusionPipeline
+
+    return named_class(index.get("_class_name"), DiffusionPipeline)
 
 
 def may_be_copied(path: Path) -> bool:

@@ -4,6 +4,7 @@ import hashlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from limbeck.models.adapters.diffusers_classes import (
     may_be_copied,
     named_class,
     read_object,
+    without_progress,
 )
 
 _NOT_NEEDED = (*COMPONENTS, "safety_checker", "image_encoder", "feature_extractor")
@@ -51,22 +53,33 @@ class PipelineEncoder:
         kind = named_class(index["_class_name"], DiffusionPipeline)
         if kind is None:
             raise IncompatibleError(f"diffusers has no pipeline '{index['_class_name']}'")
-        left_out: dict[str, Any] = {name: None for name in _NOT_NEEDED if name in components_of(index)}
+        parts, wanted = components_of(index), inspect.signature(kind.__init__).parameters
+        left_out: dict[str, Any] = {name: None for name in _NOT_NEEDED if name in parts}
+        # Pipelines that were saved without a part, such as SD3's third text encoder, have to be told so.
+        for name in wanted:
+            if name.startswith(("text_encoder_", "tokenizer_")) and parts.get(name, (None, None))[1] is None:
+                left_out[name] = None
         if "requires_safety_checker" in index:
             left_out["requires_safety_checker"] = False
         try:
-            self.pipeline: Any = kind.from_pretrained(
-                str(self.folder),
-                dtype=torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                **left_out,
-            )
+            with without_progress():
+                self.pipeline: Any = kind.from_pretrained(
+                    str(self.folder),
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    **left_out,
+                )
         except _DAMAGE as error:
             raise DamagedFileError(self.folder, f"its encoders cannot be loaded ({str(error)[:200]})") from error
         self.has_text = has_text(index)
         self.pipeline.to(self.device)
+        for name in COMPONENTS:
+            if name in left_out and (self.folder / name / "config.json").is_file():
+                # Some encoders ask the network for a width of its configuration, and need no more of it.
+                config = SimpleNamespace(**read_object(self.folder / name / "config.json"))
+                self.pipeline.__dict__[name] = SimpleNamespace(config=config, dtype=torch.float32)
 
     @torch.no_grad()
     def prompts(self, texts: Sequence[str]) -> dict[str, Tensor]:
@@ -88,27 +101,45 @@ class PipelineEncoder:
         Raises:
             IncompatibleError: the pipeline has no autoencoder, or one that scales each channel by itself.
         """
-        vae = getattr(self.pipeline, "vae", None)
-        if vae is None:
-            raise IncompatibleError(f"the pipeline in {self.folder} has no autoencoder", "remove data.encoding")
-        config = vae.config
-        if config.get("latents_mean") is not None:
-            raise IncompatibleError("an autoencoder that scales each channel by itself is not known here")
-        channels = config.get("in_channels", images.shape[1])
+        vae, shift, scale = self._autoencoder()
+        channels = vae.config.get("in_channels", images.shape[1])
         if images.shape[1] != channels:
             raise IncompatibleError(f"the autoencoder takes {channels} channels, and images have {images.shape[1]}")
         encoded = vae.encode(images.to(self.device))
-        shift, scale = config.get("shift_factor") or 0.0, config.get("scaling_factor") or 1.0
         if hasattr(encoded, "latent_dist"):
             made = encoded.latent_dist
             return (made.mean - shift) * scale, made.std * scale
         return (encoded.latent - shift) * scale, torch.zeros_like(encoded.latent)
+
+    @torch.no_grad()
+    def images(self, latents: Tensor) -> Tensor:
+        """Images (items, channels, height, width), about in [-1, 1], of latents as the network sees them.
+
+        Raises:
+            IncompatibleError: as `latents` does.
+        """
+        vae, shift, scale = self._autoencoder()
+        return vae.decode(latents.to(self.device) / scale + shift).sample
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of an image to a side of a latent."""
+        return int(self.pipeline.vae_scale_factor)
 
     def time_ids(self, height: int, width: int) -> Tensor | None:
         """SDXL's sizes and place of an image that was not cropped, in pixels (1, 6); None for other pipelines."""
         if not hasattr(self.pipeline, "_get_add_time_ids"):
             return None
         return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
+
+    def _autoencoder(self) -> tuple[Any, float, float]:
+        """The autoencoder, and the shift and scale between its latents and those that the network sees."""
+        vae = getattr(self.pipeline, "vae", None)
+        if vae is None:
+            raise IncompatibleError(f"the pipeline in {self.folder} has no autoencoder", "remove data.encoding")
+        if vae.config.get("latents_mean") is not None:
+            raise IncompatibleError("an autoencoder that scales each channel by itself is not known here")
+        return vae, vae.config.get("shift_factor") or 0.0, vae.config.get("scaling_factor") or 1.0
 
     def _encode(self, texts: list[str], guided: bool) -> tuple[Any, ...]:
         parameters = inspect.signature(self.pipeline.encode_prompt).parameters

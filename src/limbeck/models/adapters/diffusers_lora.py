@@ -8,9 +8,8 @@ from torch import nn
 from limbeck.core.errors import IncompatibleError
 from limbeck.diffusion.denoiser import process_of
 from limbeck.diffusion.ports import without_adapter
-from limbeck.models.adapters.diffusers import pipeline_of, stored_scheduler
-from limbeck.models.adapters.diffusers_classes import INDEX, named_class, read_object
-from limbeck.models.adapters.diffusers_schedulers import scheduler_for
+from limbeck.models.adapters.diffusers_classes import INDEX, named_class, pipeline_of, read_object, stored_scheduler
+from limbeck.models.adapters.diffusers_samplers import scheduler_for
 from limbeck.models.process_file import save_process
 
 _PIPELINES = {
@@ -43,7 +42,7 @@ def save_lora(model: nn.Module, folder: Path) -> None:
     part = "unet" if "UNet" in type(network).__name__ else "transformer"
     weights = {
         name.removeprefix("base_model.model."): tensor.detach().cpu().contiguous()
-        for name, tensor in get_peft_model_state_dict(model).items()
+        for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
     }
     settings = {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
     kind.save_lora_weights(

@@ -1,4 +1,4 @@
-"""Schedulers of diffusers as processes, and back: what a stored scheduler says of a network, and which one samples it.
+"""Schedulers of diffusers as processes: what a stored scheduler says of a network.
 
 diffusers keeps both the noise schedule that a network was trained with and the sampler in one scheduler. Its times are
 taken from the scheduler itself, so that a loaded network is sampled at the times of its stock pipeline.
@@ -6,9 +6,6 @@ taken from the scheduler itself, so that a loaded network is sampled at the time
 
 import inspect
 import math
-import warnings
-from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import numpy
@@ -24,9 +21,10 @@ from limbeck.diffusion.solvers import Solver
 from limbeck.models.adapters.diffusers_classes import named_class
 
 Config = dict[str, Any]
+"""The content of scheduler_config.json."""
 
-_KINDS: dict[str, Any] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-_NAMES = {kind: name for name, kind in _KINDS.items()}
+KINDS: dict[str, Any] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+"""What a network predicts, by its name in diffusers."""
 
 # Euler's method in diffusers goes along sigma / alpha, where it is DDIM. Nobody waits for DDPM's thousand random steps.
 _SOLVERS: dict[str, Solver] = {
@@ -45,6 +43,7 @@ _SOLVERS: dict[str, Solver] = {
     "CMStochasticIterativeScheduler": "consistency",
     "SCMScheduler": "consistency",
 }
+_OF_PROMPTS = ("cross_attention_dim", "joint_attention_dim", "caption_channels")
 _USUAL_STEPS = 50
 
 
@@ -76,6 +75,7 @@ def process_from_scheduler(config: Config, network: nn.Module, pipeline: type | 
     Raises:
         IncompatibleError: a scheduler whose process this library does not know.
     """
+    known: Any = network
     scheduler = build_scheduler(config)
     schedule, made = _process(scheduler, type(network).__name__)
     name = type(scheduler).__name__
@@ -84,7 +84,9 @@ def process_from_scheduler(config: Config, network: nn.Module, pipeline: type | 
         solver = "consistency"
     null_label = null_label_of(network)
     takes_scale = takes_guidance(network)
-    guided = takes_scale or null_label is not None or hasattr(network.config, "cross_attention_dim")
+    # Flux is guided by its input alone; without that input its pipeline's scale does nothing.
+    by_prompt = not type(network).__name__.startswith("Flux") and any(name in known.config for name in _OF_PROMPTS)
+    guided = takes_scale or null_label is not None or by_prompt
     guidance = float(_usual(pipeline, "guidance_scale", 1.0)) if guided else 1.0
     times = _usual_stock_times(scheduler, schedule, solver, pipeline)
     sampling = Sampling(solver, len(times) - 1, guidance, _if_unusual(times, schedule))
@@ -104,41 +106,6 @@ def takes_guidance(network: Any) -> bool:
     """Whether the guidance scale is an input of a network of diffusers."""
     config = network.config
     return bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
-
-
-def scheduler_for(
-    process: Process, network: nn.Module, origin: Config | None = None, pipeline: type | None = None
-) -> Any:
-    """A stock scheduler that samples as a process says; None where diffusers has none.
-
-    Of the settings that a scheduler has, those are taken at which it goes to the process's own times; a warning says
-    so where none does.
-
-    Args:
-        process: how the network denoises and is sampled.
-        network: of diffusers.
-        origin: configuration of the scheduler that came with the network; it stays where it says the same.
-        pipeline: class of the pipeline that will use it.
-    """
-    steps = process.sampling.steps
-    wanted = process.sampling.times_for(process.schedule)
-    first = None
-    for config in _candidates(process, network, origin):
-        scheduler = build_scheduler(config)
-        first = first or scheduler
-        # Where its last step would be from time 0 to time 0, a scheduler counts one more than there are.
-        for count in (steps, steps + 1) if config is origin else (steps,):
-            found = _times_or_none(scheduler, process.schedule, count, _gives_sigmas(pipeline))
-            if found is not None and len(found) == len(wanted) and torch.allclose(found, wanted, 2e-3, 1e-3):
-                return scheduler
-    if first is not None:
-        shown = ", ".join(f"{time:.5g}" for time in wanted[:5].tolist()) + (", …" if len(wanted) > 5 else "")
-        warnings.warn(
-            f"{type(first).__name__} has no setting for the times {shown}: give them to the pipeline, or sample with "
-            f"limbeck",
-            stacklevel=3,
-        )
-    return first
 
 
 def stock_times(scheduler: Any, schedule: Schedule, steps: int, explicit: bool = False) -> Tensor:
@@ -193,11 +160,11 @@ def _process(scheduler: Any, network: str) -> tuple[Schedule, Parameterisation]:
         # SANA-Sprint's pipeline turns a flow network into TrigFlow's; the network itself stays a flow's.
         is_flow = network.startswith("Sana")
         return (FlowMatching(), Direct("velocity")) if is_flow else (TrigFlow(), Direct("v"))
-    if not hasattr(scheduler, "alphas_cumprod") or prediction not in _KINDS:
+    if not hasattr(scheduler, "alphas_cumprod") or prediction not in KINDS:
         raise IncompatibleError(f"the process of {name} with prediction_type '{prediction}' is not known here")
     if config.get("timestep_type", "discrete") != "discrete":
         raise IncompatibleError(f"{name} with timestep_type '{config.timestep_type}' is not known here")
-    return VPDiscrete(_table(scheduler)), Direct(_KINDS[prediction])
+    return VPDiscrete(_table(scheduler)), Direct(KINDS[prediction])
 
 
 def _table(scheduler: Any) -> Tensor:
@@ -231,7 +198,7 @@ def _usual_stock_times(scheduler: Any, schedule: Schedule, solver: Solver, pipel
     steps = int(_usual(pipeline, "num_inference_steps", 4 if few else _USUAL_STEPS))
     most = min(4 if few and steps > 8 else _USUAL_STEPS, int(scheduler.config.get("num_train_timesteps", 1000)))
     for count in (min(steps, most), 1):
-        times = _times_or_none(scheduler, schedule, count, _gives_sigmas(pipeline))
+        times = times_or_none(scheduler, schedule, count, gives_sigmas(pipeline))
         if times is not None:
             return times
     raise IncompatibleError(f"the scheduler's configuration gives no times to sample at: {type(scheduler).__name__}")
@@ -246,7 +213,8 @@ def _usual(pipeline: type | None, argument: str, otherwise: float) -> float:
     return parameter.default if usable else otherwise  # type: ignore[union-attr]  # usable says that it is there
 
 
-def _gives_sigmas(pipeline: type | None) -> bool:
+def gives_sigmas(pipeline: type | None) -> bool:
+    """Whether a pipeline tells its scheduler the noise levels; see `stock_times`."""
     return pipeline is not None and pipeline.__name__.startswith("Flux")
 
 
@@ -255,104 +223,9 @@ def _if_unusual(times: Tensor, schedule: Schedule) -> tuple[float, ...] | None:
     return None if torch.allclose(usual, times, rtol=1e-5, atol=1e-5) else tuple(times.tolist())
 
 
-def _times_or_none(scheduler: Any, schedule: Schedule, steps: int, explicit: bool) -> Tensor | None:
+def times_or_none(scheduler: Any, schedule: Schedule, steps: int, explicit: bool) -> Tensor | None:
+    """The times of `stock_times`; None where so many steps do not go with the scheduler's settings."""
     try:
         return stock_times(scheduler, schedule, steps, explicit)
-    except (ValueError, IndexError, ZeroDivisionError):  # so many steps do not go with this setting
+    except (ValueError, IndexError, ZeroDivisionError):
         return None
-
-
-def _candidates(process: Process, network: nn.Module, origin: Config | None) -> Iterator[Config]:
-    """Configurations of schedulers for a process, the likeliest first."""
-    schedule, made, solver = process.schedule, process.parameterisation, process.sampling.solver
-    if origin is not None and _fits(origin, process, network):
-        yield origin
-    if isinstance(schedule, VPDiscrete) and isinstance(made, Direct) and made.kind in _NAMES:
-        yield from _for_discrete(schedule, _NAMES[made.kind], solver, process.sampling.steps)
-    elif isinstance(schedule, EDM) and isinstance(made, Preconditioned):
-        yield from _for_edm(schedule, made, process.sampling)
-    elif isinstance(schedule, FlowMatching) and isinstance(made, Direct) and made.kind == "velocity":
-        yield from _for_flow(process, network, origin)
-    elif isinstance(schedule, TrigFlow) and made == Direct("v") and solver == "consistency":
-        yield {"_class_name": "SCMScheduler"}
-
-
-def _fits(origin: Config, process: Process, network: nn.Module) -> bool:
-    """Whether the scheduler that came with a network says of it what the process does, but perhaps for the times."""
-    derived = process_from_scheduler(origin, network)
-    same = derived.schedule.config() == process.schedule.config()
-    made = derived.parameterisation == process.parameterisation
-    return same and made and derived.sampling.solver == process.sampling.solver
-
-
-def _for_discrete(schedule: VPDiscrete, prediction: str, solver: Solver, steps: int) -> Iterator[Config]:
-    table = schedule.alphas_cumprod
-    base: Config = {"num_train_timesteps": len(table), "prediction_type": prediction, **_betas(schedule)}
-    if solver in ("consistency", "tcd"):
-        name = "LCMScheduler" if solver == "consistency" else "TCDScheduler"
-        for origin in dict.fromkeys((50, steps, *range(steps, len(table) + 1))):
-            if origin <= len(table):
-                yield {"_class_name": name, "original_inference_steps": origin, **base}
-        return
-    named: dict[str, Config] = {
-        "ddim": {"_class_name": "DDIMScheduler", "clip_sample": False},
-        "euler": {"_class_name": "EulerDiscreteScheduler"},
-        "heun": {"_class_name": "HeunDiscreteScheduler"},
-        "dpmpp_2m": {"_class_name": "DPMSolverMultistepScheduler"},
-        "ancestral": {"_class_name": "DDPMScheduler", "clip_sample": False},
-        "sde": {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++", "solver_order": 1},
-    }
-    ends = ({}, {"set_alpha_to_one": False}) if solver == "ddim" else ({},)
-    for spacing in (
-        {"timestep_spacing": "trailing"},
-        {"timestep_spacing": "leading"},
-        {"timestep_spacing": "linspace"},
-    ):
-        for offset in ({}, {"steps_offset": 1}) if spacing["timestep_spacing"] == "leading" else ({},):
-            for end in ends:
-                yield {**named[solver], **base, **spacing, **offset, **end}
-
-
-def _betas(schedule: VPDiscrete) -> Config:
-    """The schedule's table as a scheduler is told it: by name where it has one, else each beta."""
-    named = schedule.config().get("table")
-    if named == "linear":
-        return {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
-    if named == "scaled-linear":
-        return {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-    if named == "squared-cosine":
-        return {"beta_schedule": "squaredcos_cap_v2"}
-    table = schedule.alphas_cumprod
-    ratios = [float(table[0]), *(float(later / earlier) for earlier, later in pairwise(table))]
-    return {"trained_betas": [1 - ratio for ratio in ratios]}
-
-
-def _for_edm(schedule: EDM, made: Preconditioned, sampling: Sampling) -> Iterator[Config]:
-    base = {"sigma_min": schedule.t_min, "sigma_max": schedule.t_max, "sigma_data": made.sigma_data}
-    if made.boundary and made.noise == "250-log" and sampling.solver == "consistency":
-        for points in dict.fromkeys((40, 18, *range(max(2, sampling.steps), 202))):
-            name = "CMStochasticIterativeScheduler"
-            yield {"_class_name": name, "num_train_timesteps": points, "clip_denoised": False, **base}
-    elif not made.boundary and made.noise == "quarter-log" and sampling.solver in ("euler", "ddim"):
-        yield {"_class_name": "EDMEulerScheduler", **base}
-    elif not made.boundary and made.noise == "quarter-log" and sampling.solver == "dpmpp_2m":
-        yield {"_class_name": "EDMDPMSolverMultistepScheduler", **base}
-
-
-def _for_flow(process: Process, network: nn.Module, origin: Config | None) -> Iterator[Config]:
-    made, sampling = process.parameterisation, process.sampling
-    assert isinstance(made, Direct)
-    if type(network).__name__.startswith("Sana") and sampling.solver == "consistency" and made.time_scale == 1:
-        yield {"_class_name": "SCMScheduler"}
-        return
-    known = origin or {}
-    usual = known.get("shift") or known.get("flow_shift") or 1.0
-    name = "FlowMatchHeunDiscreteScheduler" if sampling.solver == "heun" else "FlowMatchEulerDiscreteScheduler"
-    noisy = {"stochastic_sampling": True} if sampling.solver == "consistency" else {}
-    for shift in dict.fromkeys((1.0, usual, 3.0)):
-        base: Config = {"_class_name": name, "num_train_timesteps": int(made.time_scale), "shift": shift}
-        yield base | noisy
-        if sampling.steps > 1 and name.startswith("FlowMatchEuler"):
-            yield base | noisy | {"shift_terminal": shift / (shift + sampling.steps - 1)}
-    if type(network).__name__.startswith("Flux") and name.startswith("FlowMatchEuler"):
-        yield {"_class_name": name, "shift": usual, "use_dynamic_shifting": True} | noisy

@@ -1,0 +1,1 @@
+"""Distillation of diffusion models by matching distributions: two scores, and games between networks."""
