@@ -3,7 +3,7 @@
 The teacher is a network of four residual layers on scikit-learn's digits, sampled in 50 DDIM steps with guidance. Both
 arms train the same adapters, at most a tenth of its weights, from the same start with equal budgets and scales of 1 to
 6: on the states of as many guided paths as there are training digits, or on those digits with noise, at the same times.
-(On trial seed 100 the 200 paths of the plan were learned by heart: more training made it worse on fresh ones.) The
+(On trial seed 100, 200 paths left 0.32 after 600 steps and 0.34 after 1,200; one path a digit 0.23 after 800.) The
 figure is the squared error of the one guided evaluation at g = 4 on the states of 200 fresh guided paths, in units of
 what guidance adds to the conditional prediction: the network without adapters is at 1. Further rows: the same error at
 g = 7, beyond what was trained, and shares of samples in which a judge, fitted to the other digits, sees the class that

@@ -25,7 +25,19 @@ FOR_METHODS = {*RANK, "core", "data", "language", "search", "synthesis"}
 FOR_METHODS_SINGLY = {"limbeck.models.describe"}
 OPTIONAL = {
     *("timm", "torchvision", "transformers", "diffusers", "datasets", "peft", "optuna", "tensorboard", "playwright"),
-    *("onnx", "onnxruntime", "onnxscript", "PIL", "pyarrow", "torch_geometric", "gsplat", "skimage", "trimesh", "soundfile", "jiwer"),
+    *(
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
+        "PIL",
+        "pyarrow",
+        "torch_geometric",
+        "gsplat",
+        "skimage",
+        "trimesh",
+        "soundfile",
+        "jiwer",
+    ),
 }
 ADAPTERS = ("models/adapters/", "data/readers/")
 VAGUE = {"utils", "util", "misc", "helpers", "helper", "common", "stuff"}
