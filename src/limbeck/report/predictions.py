@@ -126,6 +126,8 @@ def _models(
 
 
 def is_classifier(stage: StageSpec) -> bool:
+    """Whether a stage's result tells classes apart, by its method."""
+    """Whether a stage's result says classes."""
     return method_class(stage.method).card.task == "classification"
 
 
