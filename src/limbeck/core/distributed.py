@@ -77,12 +77,16 @@ class World:
         fully_shard(player, mesh=mesh)
 
     def average_buffers(self, module: nn.Module) -> None:
-        """Makes floating-point buffers (batch-norm statistics) the mean over ranks, so that saving one saves all."""
+        """Makes floating-point buffers (batch-norm statistics) the mean over ranks, so that saving one saves all.
+
+        Modules with the attribute `kept_per_rank` hold what each rank met on its own, and are left alone.
+        """
         if self.size == 1:
             return
-        for buffer in module.buffers():
-            if buffer.is_floating_point():
-                buffer.copy_(self.sum(buffer.clone()) / self.size)
+        for part in module.modules():
+            for buffer in () if getattr(part, "kept_per_rank", False) else part.buffers(recurse=False):
+                if buffer.is_floating_point():
+                    buffer.copy_(self.sum(buffer.clone()) / self.size)
 
 
 @cache

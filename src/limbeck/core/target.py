@@ -6,6 +6,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from limbeck.core.optim import whole
+
 
 def frozen_copy(module: nn.Module) -> nn.Module:
     """A copy of a network whose weights are buffers: saved in checkpoints, moved with the method, trained by nobody.
@@ -32,7 +34,7 @@ def follow(target: nn.Module, source: nn.Module, decay: float = 0.0) -> None:
     old: list[Tensor] = []
     new: list[Tensor] = []
     for name, buffer in target.named_buffers():
-        value = values[name].detach()
+        value = whole(values[name].detach())
         if decay and name in averaged:
             old.append(buffer)
             new.append(value.to(buffer.dtype))

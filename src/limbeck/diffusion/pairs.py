@@ -79,6 +79,7 @@ class PairBank(nn.Module):
         example: tensor (any number, ...) that shows shape and precision of an item.
     """
 
+    kept_per_rank = True
     data: Tensor
     known: Tensor
 
