@@ -41,3 +41,7 @@ def _keep_bars(app: Any, what: str, name: str, obj: object, options: Any, lines:
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", _keep_bars)
+
+
+# Shapes such as "*rays 3" in annotations of attributes would be read as markup.
+napoleon_attr_annotations = False

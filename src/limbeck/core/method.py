@@ -82,6 +82,8 @@ class DataInfo:
         example: two items, for reading shapes.
         labels: class of each item (items,), -100 for none; None where items have no class.
         text: vocabulary and tokenizer of text; None for data of any other kind.
+        normalisation: per-channel (mean, deviation), of images in [0, 1], that the images are normalised with; None for
+            data of any other kind.
     """
 
     items: int
@@ -89,6 +91,7 @@ class DataInfo:
     example: Batch
     text: TextInfo | None = None
     labels: Tensor | None = None
+    normalisation: tuple[list[float], list[float]] | None = None
 
 
 class Method(nn.Module):

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -96,6 +97,10 @@ class ImageSource(Source):
             images, scale = augment(images, self.augmentations, seed, indices, affine.mean), affine.scale
         image = torch.addcmul(affine.shift, images.float(), scale)  # (x - mean) / std in one operation
         return Batch({"image": image, "label": self.labels.index_select(0, indices), "index": indices})
+
+    def info(self) -> DataInfo:
+        """See `Source.info`; with the normalisation."""
+        return replace(super().info(), normalisation=self.normalisation)
 
     def _describe(
         self,

@@ -43,8 +43,8 @@ class AGD(DiffusionMethod):
     will be asked, and no data are needed: of a batch its conditions alone are read. Each item has one path, with its
     noise and scale, made when it first comes by; `data.limit` bounds how many there are. The error is taken in what the
     network predicts, be it eps, v or velocity, and in the variance where it has learned one, whose target is the
-    conditional one. Weights w: 1 (mse), |1 - cos(eps_c, eps_g)| / 2 (cos), sigma_t (noise); l1 is the mean absolute
-    error.
+    conditional one. Weights w: 1 (mse), :math:`\tfrac12 (1 - \cos(\epsilon_c, \epsilon_g))` (cos), :math:`\sigma_t`
+    (noise); l1 is the mean absolute error.
 
     The student is the network under the adapters (`limbeck.diffusion.guidance_adapted`), by default with the teacher's
     weights; only adapters are trained. They are saved beside it and fit other checkpoints of the same base:
