@@ -1,4 +1,5 @@
-"""What the generators of a run draw from the same noise, side by side, with what a sample costs."""
+"""What the generators of a run draw from the same noise, side by side, with what a sample costs; and its scenes, seen
+from all sides."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,31 +36,45 @@ class Gallery:
 
 
 def samples(story: Story) -> Section | None:
-    """Samples of every stage of the first run that generates images; None where no run does."""
+    """Samples of every stage of the first run that makes images or scenes; None where no run does."""
     for view in story.views:
-        stages = [stage.name for stage in view.recipe.stages if _generates(stage.method) and stage.name in view.results]
+        made = {stage.name: _task(stage.method) for stage in view.recipe.stages if stage.name in view.results}
+        stages = [name for name, task in made.items() if task in ("generation", "scene")]
         if not stages:
             continue
         try:
-            galleries = [one for name in stages for one in _galleries(view, name)]
+            looks = {"generation": _galleries, "scene": _views}
+            galleries = [one for name in stages for one in looks[made[name]](view, name)]
         except (LimbeckError, OSError, RuntimeError, ValueError) as error:
             reason = error.message if isinstance(error, LimbeckError) else str(error).partition("\n")[0]
             return Section("samples", "What they draw", "", fill("<p class='quiet'>No samples: {}.</p>", reason))
         lead = (
             f"Run {view.run.folder.name}, seed {view.recipe.seed}. All start from the same noise, one class a column "
             "where there are classes. Distances are to the validation data; evaluations are of the network, for each "
-            "sample."
+            "sample. Scenes are shown once around."
         )
         body = fill("<div class='samples'>{}</div>", join(map(_shown, galleries)))
         return Section("samples", "What they draw", lead, body)
     return None
 
 
-def _generates(method: str) -> bool:
+def _task(method: str) -> str:
     try:
-        return method_class(method).card.task == "generation"
+        return method_class(method).card.task
     except LimbeckError:
-        return False
+        return ""
+
+
+def _views(view: RunView, stage: str) -> list[Gallery]:
+    """A stage's scene from evenly spaced directions."""
+    from limbeck.models.saved import load_model
+    from limbeck.rendering.scene import Scene
+    from limbeck.showing import show_scene
+
+    scene = load_model(view.run.stage_result(stage))
+    if not isinstance(scene, Scene):
+        raise ValueError("the result is no scene")
+    return [Gallery(f"{stage}, once around", show_scene(scene, _COLUMNS), dict(view.results[stage]))]
 
 
 def _galleries(view: RunView, stage: str) -> list[Gallery]:
