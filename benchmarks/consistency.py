@@ -19,15 +19,13 @@ from limbeck.core.method import Method
 from limbeck.core.registry import method_class
 from limbeck.core.specs import OptimizerSpec, TrainSpec
 from limbeck.core.teacher import LiveTeacher
-from limbeck.core.trainer import Trainer
-from limbeck.data.loader import Loader
 from limbeck.data.source import ArraySource
 from limbeck.diffusion.denoiser import Process, Sampling, note_process
 from limbeck.diffusion.parameterisations import Preconditioned
 from limbeck.diffusion.schedules import EDM
 from limbeck.metrics.memory import PeakMemory
 from results import append_row, machine
-from trainer import compare
+from trainer import compare, stepping
 
 LR, CLIP, BATCH, LEVELS, STEPS = 1e-4, 1.0, 16, 18, 100_000
 DATA, LOWEST, HIGHEST, RHO, DECAY = 0.5, 0.002, 80.0, 7.0, 0.95
@@ -101,16 +99,7 @@ def ours(student: nn.Module, teacher: nn.Module, images: Tensor, labels: Tensor)
     method = kind(kind.Options(target_decay=DECAY), student=student, teacher=LiveTeacher(teacher), data=source.info())
     assert isinstance(method, Method)
     spec = TrainSpec(steps=STEPS, batch_size=BATCH, clip_norm=CLIP, optimizer=OptimizerSpec(lr=LR, schedule="constant"))
-    loader = Loader(source, BATCH, seed=0)
-    trainer = Trainer(method, loader, spec, steps=STEPS, items=len(source), seed=0)
-    trainer.method.train()
-    batches = loader.steps(0, STEPS)
-
-    def step() -> None:
-        trainer.train_step([batch.to(trainer.world.device) for batch in next(batches)])
-        trainer.step += 1
-
-    return step
+    return stepping(method, source, spec)
 
 
 def teacher_pass(teacher: nn.Module, images: Tensor, repeats: int = 8) -> float:

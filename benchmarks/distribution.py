@@ -19,14 +19,12 @@ from limbeck.core.method import Method
 from limbeck.core.registry import method_class
 from limbeck.core.specs import OptimizerSpec, TrainSpec
 from limbeck.core.teacher import LiveTeacher
-from limbeck.core.trainer import Trainer
-from limbeck.data.loader import Loader
 from limbeck.data.source import ArraySource
 from limbeck.diffusion.denoiser import Process, Sampling, note_process
 from limbeck.diffusion.parameterisations import Direct
 from limbeck.diffusion.schedules import VPDiscrete
 from results import append_row, machine
-from trainer import compare
+from trainer import compare, stepping
 
 RATIO, SCALE, LAST = 5, 1.75, 999
 
@@ -90,16 +88,7 @@ def ours(student: nn.Module, teacher: nn.Module, images: Tensor, labels: Tensor)
     method = kind(options, student=student, teacher=LiveTeacher(teacher), data=source.info())
     assert isinstance(method, Method)
     spec = TrainSpec(steps=STEPS, batch_size=BATCH, clip_norm=CLIP, optimizer=OptimizerSpec(lr=LR, schedule="constant"))
-    loader = Loader(source, BATCH, seed=0)
-    trainer = Trainer(method, loader, spec, steps=STEPS, items=len(source), seed=0)
-    trainer.method.train()
-    batches = loader.steps(0, STEPS)
-
-    def step() -> None:
-        trainer.train_step([batch.to(trainer.world.device) for batch in next(batches)])
-        trainer.step += 1
-
-    return step
+    return stepping(method, source, spec)
 
 
 def five(step: Callable[[], None]) -> Callable[[], None]:

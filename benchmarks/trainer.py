@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from limbeck.core.batch import Batch
+from limbeck.core.method import Method
 from limbeck.core.specs import DataSpec, ModelSpec, OptimizerSpec, TrainSpec
 from limbeck.core.teacher import LiveTeacher
 from limbeck.core.trainer import Trainer
@@ -83,6 +84,20 @@ def ours(student: nn.Module, teacher: nn.Module, source: Source) -> Callable[[],
         if trainer.step % spec.log_every == 0:
             trainer._log()
         trainer._pause()
+
+    return step
+
+
+def stepping(method: Method, source: Source, spec: TrainSpec) -> Callable[[], None]:
+    """One step of limbeck's trainer at a time, data included."""
+    loader = Loader(source, spec.batch_size, seed=0)
+    trainer = Trainer(method, loader, spec, steps=STEPS, items=len(source), seed=0)
+    trainer.method.train()
+    batches = loader.steps(0, STEPS)
+
+    def step() -> None:
+        trainer.train_step([batch.to(trainer.world.device) for batch in next(batches)])
+        trainer.step += 1
 
     return step
 

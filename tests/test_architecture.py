@@ -20,8 +20,8 @@ SOURCE = ROOT / "src" / "limbeck"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 # Folders of pure building blocks; each imports its own folder, those of a lower rank, and nothing else of limbeck.
-RANK = {"objectives": 0, "diffusion": 1, "mixers": 1, "compression": 2, "rendering": 2}
-FOR_METHODS = {*RANK, "core", "data", "language", "search", "synthesis"}
+RANK = {"objectives": 0, "diffusion": 1, "mixers": 1, "synthesis": 1, "compression": 2, "rendering": 2}
+FOR_METHODS = {*RANK, "core", "data", "language", "search"}
 FOR_METHODS_SINGLY = {"limbeck.models.describe"}
 OPTIONAL = {
     *("timm", "torchvision", "transformers", "diffusers", "datasets", "peft", "optuna", "tensorboard", "playwright"),

@@ -31,6 +31,7 @@ from limbeck.data.open import DataSplit, open_data
 from limbeck.metrics.tasks import details_for, evaluate_for
 from limbeck.modality import (
     adaptation,
+    begin_student,
     check_task,
     normalisation_of_data,
     normalise,
@@ -151,6 +152,7 @@ class Experiment:
         wanted = self.normalisation if self.recipe.data.mean else normalisation_of(student) or usual
         for source in (data.train, data.validation):
             normalise(source, wanted)
+        begin_student(student, data.train, self.recipe.seed)
         return data, info, student
 
     def trainer(self, stage: StageSpec, prepared: "Prepared", record: Callable[[Row], None]) -> Trainer:
@@ -243,7 +245,9 @@ class Experiment:
         example = prepared.info.example.to(self.world.device)
         measure = evaluate_for(prepared.method.card.task)
         figures: Row = dict(measure(result, prepared.data.validation, teacher=teacher, pause=self._pause_alone))
-        figures |= details_for(prepared.method.card.task, result, prepared.data.validation, self._pause_alone)
+        figures |= details_for(
+            prepared.method.card.task, result, prepared.data.validation, self._pause_alone, prepared.data.train
+        )
         figures["parameters"] = count_parameters(result)
         figures["flops"] = count_flops(result, example.select(slice(0, 1)))
         figures["latency"] = latency(result, example.select(slice(0, 1)))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from limbeck.core.teacher import Teacher
     from limbeck.data.source import Source
 
-Format = Literal["timm", "transformers", "diffusers", "peft", "onnx", "limbeck"]
+Format = Literal["timm", "transformers", "diffusers", "peft", "onnx", "parquet", "limbeck"]
 
 
 _MARKS = (
@@ -108,7 +108,8 @@ def export(
     Args:
         run: a run, its folder, or the folder of an exported model.
         to: "timm", "transformers" or "diffusers" for students of these libraries; "peft" for adapters, which those of
-            diffusers' networks need not be; "onnx" for classifiers and language models; "limbeck" for shipped networks.
+            diffusers' networks need not be; "onnx" for classifiers and language models; "parquet" for synthetic sets;
+            "limbeck" for shipped networks.
         out: a folder that does not exist yet, or is empty.
         model: an object of the student's class to fill, for classes of your own.
         merge: add the student's adapter into its base model's weights first.

@@ -9,6 +9,7 @@ from limbeck.core.teacher import Renormalise
 from limbeck.data.source import ImageSource, Normalisation, Source
 from limbeck.data.text.source import TextSource
 from limbeck.models.normalisation import normalisation_of, set_normalisation
+from limbeck.models.synthetic import SyntheticImages
 from limbeck.models.tokenizers import set_tokenizer
 
 
@@ -22,6 +23,11 @@ def check_task(card: Card, data: DataInfo, key: str) -> None:
         raise IncompatibleError(
             f"{key}: method '{card.slug}' models language, and the data hold {', '.join(data.example)}",
             "take text, as data: pydoc, without label_column",
+        )
+    if card.task == "dataset" and ("image" not in data.example or not data.classes):
+        raise IncompatibleError(
+            f"{key}: method '{card.slug}' distils images with classes, and the data hold {', '.join(data.example)}"
+            + ("" if data.classes else ", without classes")
         )
     if card.task == "classification" and data.text is not None and not data.classes:
         raise IncompatibleError(
@@ -56,6 +62,12 @@ def adaptation(teacher: nn.Module, source: Source) -> Renormalise | None:
     if wanted is None or given is None or (list(wanted[0]), list(wanted[1])) == (list(given[0]), list(given[1])):
         return None
     return Renormalise(given, wanted)
+
+
+def begin_student(student: nn.Module, source: Source, seed: int) -> None:
+    """Gives a student that is made of data its first ones, of the source as it is normalised; leaves others alone."""
+    if isinstance(student, SyntheticImages):
+        student.begin(source, seed)
 
 
 def note_inputs(model: nn.Module, source: Source) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from limbeck.core.run import Run
     from limbeck.data.source import Source
     from limbeck.rendering.scene import Scene
+    from limbeck.synthesis.synthetic_set import SyntheticSet
 
 MOST = 65536
 """Samples of one call at most."""
@@ -39,7 +40,8 @@ def sample(
     """Draws images from the generator of a finished run, and writes them as one picture.
 
     Students of latent diffusion pipelines are decoded by their pipeline's autoencoder. A scene is shown once around,
-    from as many cameras as items are asked for, and as an animation beside the picture.
+    from as many cameras as items are asked for, and as an animation beside the picture. Of a synthetic set it is the
+    images themselves, a row a class, as many of each as there is room for.
 
     Args:
         run: a run or its folder.
@@ -75,6 +77,10 @@ def sample(
         from limbeck.showing import show_scene
 
         return show_scene(student, items, None if out is None else Path(out).expanduser())
+    if _is_set(student):
+        from limbeck.showing import show_set
+
+        return show_set(student, items, None if out is None else Path(out).expanduser())
     canvas = _canvas(student, opened, labels, prompts, data)
     images = _drawn(student, canvas, items, steps, guidance, seed, batch_size)
     if out is not None:
@@ -111,6 +117,12 @@ def _is_scene(student: "nn.Module") -> "TypeGuard[Scene]":
     from limbeck.rendering.scene import Scene
 
     return isinstance(student, Scene)
+
+
+def _is_set(student: "nn.Module") -> "TypeGuard[SyntheticSet]":
+    from limbeck.synthesis.synthetic_set import SyntheticSet
+
+    return isinstance(student, SyntheticSet)
 
 
 def _check(items: int, steps: int | None, guidance: float | None, batch_size: int) -> None:

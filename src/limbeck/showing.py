@@ -1,4 +1,4 @@
-"""Pictures of a scene that a run left: once around, still and moving."""
+"""Pictures of what a run left: a scene once around, still and moving; a synthetic set, a row a class."""
 
 import math
 from pathlib import Path
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from limbeck.rendering.scene import Scene
+    from limbeck.synthesis.synthetic_set import SyntheticSet
 
 SIDE = 96
 """Pixels of the pictures of scenes that can be rendered at any size."""
@@ -59,3 +60,48 @@ def show_scene(scene: "Scene", views: int, out: Path | None = None) -> "Tensor":
         turns = pictures.unflatten(0, (particle_count(scene), -1))
         write_gif(torch.cat(list(turns), -1), out.with_suffix(".gif"))
     return pictures
+
+
+def show_set(made: "SyntheticSet", items: int, out: Path | None = None) -> "Tensor":
+    """The images of a synthetic set, class after class.
+
+    Args:
+        made: the set.
+        items: how many images at most; each class shows as many as there is room for, and at least one.
+        out: PNG to write, a row a class; nothing is written if absent.
+
+    Returns:
+        Images (items, channels, height, width) in [0, 1].
+
+    Raises:
+        IncompatibleError: it is not noted what the images are normalised with.
+    """
+    counts = made.hard_labels.bincount()
+    each = max(1, min(items // max(int((counts > 0).sum()), 1), int(counts.max())))
+    pictures = chosen_images(made, items, each)
+    if out is not None:
+        from limbeck.core.durable import write_bytes
+        from limbeck.report.pictures import grid, png
+
+        write_bytes(out, png(grid(pictures, each), longest=None))
+    return pictures
+
+
+def chosen_images(made: "SyntheticSet", classes: int, each: int) -> "Tensor":
+    """The first images of the first classes of a set, in [0, 1]; a class of fewer images fills its row with white.
+
+    Args:
+        made: the set.
+        classes: how many classes at most.
+        each: images of a class.
+    """
+    import torch
+
+    from limbeck.models.adapters.image_table import as_images
+
+    images, labels, rows = as_images(made), made.hard_labels.cpu(), []
+    each = min(each, int(labels.bincount().max()))
+    for label in labels.unique()[:classes]:
+        own = images[labels == label][:each]
+        rows.append(torch.cat([own, own.new_ones(each - len(own), *own.shape[1:])]))
+    return torch.cat(rows)

@@ -27,7 +27,9 @@ from limbeck.diffusion.schedules import Cosine
 from limbeck.metrics.generation import noise_for
 from limbeck.models.convnet import ConvNet
 from limbeck.models.denoising_mlp import DenoisingMLP
+from limbeck.models.experts import Experts
 from limbeck.models.scenes import GaussianScenes, VoxelScenes
+from limbeck.models.synthetic import SyntheticImages
 from limbeck.rendering.particles import all_around
 
 
@@ -48,6 +50,10 @@ class Rig(ABC):
     def teacher(self) -> nn.Module:
         """A fresh teacher from torch's stream, with buffers that a train mode would move."""
 
+    def teacher_of(self, kind: MethodClass) -> nn.Module:
+        """A fresh teacher for one method; most methods of a task share what `teacher` makes."""
+        return self.teacher()
+
     def speaking(self, teacher: nn.Module) -> Teacher:
         """The teacher as methods hear it."""
         return LiveTeacher(teacher)
@@ -56,7 +62,7 @@ class Rig(ABC):
         """A method with the tiny options of its card, everything fresh from the seed."""
         card = kind.card
         reseed(seed, "models")
-        teacher = self.speaking(self.teacher()) if "teacher" in card.needs else None
+        teacher = self.speaking(self.teacher_of(kind)) if "teacher" in card.needs else None
         student = self.student(per_item)
         made = kind(kind.Options(**card.tiny), student=student, teacher=teacher, data=self.source.info())
         assert isinstance(made, Method)
@@ -220,8 +226,29 @@ class Scenes(Generation):
             return all_around(model.eval(), 3, 4, 4)
 
 
+class Sets(Classification):
+    """Two images a class, begun from the same digits-like images; the teacher classifies these."""
+
+    def student(self, per_item: bool) -> nn.Module:
+        made = SyntheticImages(height=8, width=8, per_class=2)
+        made.begin(self.source, int(torch.randint(1000, ())))
+        return made
+
+    def teacher_of(self, kind: MethodClass) -> nn.Module:
+        if kind.card.slug not in ("mtt", "ftd"):
+            return self.teacher()
+        experts = Experts(channels=1, height=8, side=8, width=4, depth=2, norm="batch", experts=2, epochs=3)
+        experts.snapshots.copy_(0.1 * torch.randn(experts.snapshots.shape))
+        return experts
+
+    def outputs(self, model: nn.Module) -> Tensor:
+        images, labels = model()
+        return torch.cat([images.detach().flatten(), labels.flatten()])
+
+
 RIGS: dict[str, Rig] = {
     "classification": Classification(),
+    "dataset": Sets(),
     "generation": Generation(),
     "language-modelling": LanguageModelling(),
     "scene": Scenes(),

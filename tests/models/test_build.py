@@ -17,7 +17,8 @@ from limbeck.models.saved import save_model
 from tests.models.information import information, same_weights
 
 DENOISERS = ("denoiser", "stacked-denoiser")
-CLASSIFIERS = [name for name in known_models() if name not in DENOISERS and not name.startswith("scene-")]
+OTHERS = (*DENOISERS, "synthetic-set")
+CLASSIFIERS = [name for name in known_models() if name not in OTHERS and not name.startswith("scene-")]
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)

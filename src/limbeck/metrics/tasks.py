@@ -8,6 +8,7 @@ from limbeck.metrics.classification import evaluate
 from limbeck.metrics.generation import evaluate_few_steps, evaluate_generation
 from limbeck.metrics.language import evaluate_language
 from limbeck.metrics.scene import evaluate_scene
+from limbeck.metrics.synthetic import compare_synthetic, evaluate_synthetic
 
 
 class Evaluate(Protocol):
@@ -22,6 +23,7 @@ class Evaluate(Protocol):
 
 _MEASUREMENTS: dict[str, Evaluate] = {
     "classification": evaluate,
+    "dataset": evaluate_synthetic,
     "generation": evaluate_generation,
     "language-modelling": evaluate_language,
     "scene": evaluate_scene,
@@ -33,8 +35,12 @@ def evaluate_for(task: str) -> Evaluate:
     return _MEASUREMENTS.get(task, evaluate)
 
 
-def details_for(task: str, model: nn.Module, source: Any, pause: Any = None) -> dict[str, Any]:
-    """What is measured besides, once a stage is done, by name: generators at other numbers of steps."""
+def details_for(task: str, model: nn.Module, source: Any, pause: Any = None, train: Any = None) -> dict[str, Any]:
+    """What is measured besides, once a stage is done, by name: generators at other numbers of steps; synthetic sets
+    with networks of other kinds, and beside what they were distilled from, the source `train`.
+    """
+    if task == "dataset":
+        return compare_synthetic(model, source, train, pause=pause)
     if task != "generation":
         return {}
     found = evaluate_few_steps(model, source, pause)

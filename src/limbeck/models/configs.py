@@ -166,10 +166,56 @@ class ImageSceneConfig(OptionsBase):
     )
 
 
+Start = Literal["real", "noise", "kmeans", "herding", "k-centre"]
+Augmentation = Literal["flip", "color", "crop", "cutout", "scale", "rotate"]
+
+
+class SyntheticSetConfig(OptionsBase):
+    """Constructor arguments of `SyntheticImages`."""
+
+    channels: int = Field(1, ge=1, le=1024, description="channels of the images")
+    height: int = Field(32, ge=1, le=8192, description="of the images, pixels")
+    width: int = Field(32, ge=1, le=8192, description="of the images, pixels")
+    classes: int = Field(10, ge=1, le=1_000_000, description="classes")
+    per_class: int = Field(10, ge=1, le=1_000_000, description="images of each class")
+    start: Start = Field(
+        "real", description="begin with drawn real images, with noise, or with real images chosen by their pixels"
+    )
+    augmentation: tuple[Augmentation, ...] = Field(
+        ("color", "crop", "cutout", "flip", "scale", "rotate"),
+        description="siamese augmentation of the images; leave flip out where a mirrored image is another thing",
+    )
+    soft: bool = Field(False, description="labels are probabilities, and not classes")
+    lr: float | None = Field(
+        None, gt=0, le=1000, description="step size of networks on the images, trained along; none if absent"
+    )
+    begun: bool = Field(False, description="the images are stored with the set: they do not start anew")
+
+
+ExpertNetwork = Literal["pooled-convnet", "mlp"]
+BlockNorm = Literal["instance", "batch", "none"]
+
+
+class ExpertsConfig(OptionsBase):
+    """Constructor arguments of `Experts`."""
+
+    network: ExpertNetwork = Field("pooled-convnet", description="ConvNet-D of the papers, or a perceptron")
+    channels: int = Field(3, ge=1, le=1024, description="channels of the images")
+    height: int = Field(32, ge=1, le=8192, description="of the images, pixels")
+    side: int = Field(32, ge=1, le=8192, description="width of the images, pixels")
+    classes: int = Field(10, ge=1, le=1_000_000, description="logits")
+    width: int = Field(128, ge=1, le=65536, description="channels of every block; units of every hidden layer")
+    depth: int = Field(3, ge=1, le=8, description="blocks, each of which halves the resolution; hidden layers")
+    norm: BlockNorm = Field("instance", description="normalisation of the pooled-convnet")
+    experts: int = Field(100, ge=1, le=100_000, description="networks whose training is kept")
+    epochs: int = Field(50, ge=1, le=100_000, description="epochs that each is trained")
+
+
 SHIPPED: dict[str, type[OptionsBase]] = {
     "cell": CellNetConfig,
     "convnet": ConvNetConfig,
     "denoiser": DenoiserConfig,
+    "experts": ExpertsConfig,
     "mlp": MLPConfig,
     "scene-gaussians": GaussianSceneConfig,
     "scene-hash": HashSceneConfig,
@@ -177,6 +223,7 @@ SHIPPED: dict[str, type[OptionsBase]] = {
     "scene-mesh": MeshSceneConfig,
     "scene-voxels": VoxelSceneConfig,
     "stacked-denoiser": StackedConfig,
+    "synthetic-set": SyntheticSetConfig,
     "vit": VisionTransformerConfig,
 }
 """The configuration of each shipped network by its name in recipes."""

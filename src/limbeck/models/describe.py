@@ -15,6 +15,7 @@ from limbeck.models.modes import device_of, evaluating
 from limbeck.models.normalisation import normalisation_of, set_normalisation
 from limbeck.rendering.particles import look, particle_count, shown_from
 from limbeck.rendering.scene import Scene
+from limbeck.synthesis.synthetic_set import SyntheticSet
 
 __all__ = ["count_flops", "count_parameters", "default_layers", "latency", "normalisation_of", "set_normalisation"]
 
@@ -73,10 +74,12 @@ def latency(model: nn.Module, batch: Batch, repeats: int = 20) -> float:
 
 def run_once(model: nn.Module, batch: Batch) -> Any:
     """One forward pass: of a classifier or language model on the batch, of a denoiser on it taken as pure noise; of a
-    scene one view an item, of the size of the batch's images.
+    scene one view an item, of the size of the batch's images; a synthetic set computes nothing.
     """
     if isinstance(model, Scene):
         return _one_view_an_item(model, batch)
+    if isinstance(model, SyntheticSet):
+        return model.images
     process = process_of(model)
     if process is None:
         return call(model, batch)

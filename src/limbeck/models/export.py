@@ -14,13 +14,16 @@ from limbeck.diffusion.ports import without_adapter
 from limbeck.models.modes import evaluating
 from limbeck.models.normalisation import normalisation_of
 from limbeck.models.saved import ecosystem, save_model
+from limbeck.synthesis.synthetic_set import SyntheticSet
 
-Format = Literal["transformers", "timm", "diffusers", "peft", "onnx", "limbeck"]
+Format = Literal["transformers", "timm", "diffusers", "peft", "onnx", "parquet", "limbeck"]
 
 
 def export_formats(model: nn.Module) -> list[str]:
     """The formats that a model can be exported to."""
     kind = ecosystem(model)
+    if isinstance(model, SyntheticSet):
+        return [kind, "parquet"]
     if kind == "diffusers":
         return [kind]
     if kind == "peft" and ecosystem(without_adapter(model)) == "diffusers":
@@ -38,7 +41,8 @@ def export_model(
         folder: where to write.
         to: "transformers" or "timm" (weights and configuration as that library loads them), "diffusers" (a pipeline;
             of a network with an adapter what the stock pipeline's `load_lora_weights` takes), "peft" (an adapter),
-            "limbeck" (shipped networks and own classes), or "onnx" (`model.onnx`, any number of items at a time).
+            "limbeck" (shipped networks and own classes), "parquet" (`train.parquet`, a synthetic set's pictures and
+            labels as `datasets` loads them), or "onnx" (`model.onnx`, any number of items at a time).
         example: a batch of at least one item, for "onnx".
         merge: add the student's adapter into its base model's weights first; the result is an ordinary model.
 
@@ -62,6 +66,11 @@ def export_model(
     folder.mkdir(parents=True, exist_ok=True)
     if to == "onnx":
         _export_onnx(model, folder, example)
+    elif to == "parquet":
+        from limbeck.models.adapters.image_table import write_table
+
+        assert isinstance(model, SyntheticSet)
+        write_table(model, folder / "train.parquet")
     elif to == "diffusers" and ecosystem(model) == "peft":
         from limbeck.models.adapters.diffusers_lora import save_lora
 

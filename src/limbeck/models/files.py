@@ -45,18 +45,26 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         DamagedFileError: the file is missing, larger than 16 MiB, or no JSON object.
     """
-    path = folder / CONFIG
+    return read_object(folder / CONFIG)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        DamagedFileError: the file is missing, larger than 16 MiB, or no JSON object.
+    """
     try:
         if path.stat().st_size > _LARGEST_CONFIG:
             raise DamagedFileError(path, "too large for a configuration")
-        config = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise DamagedFileError(path, "missing") from None
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedFileError(path, f"not readable as JSON ({type(error).__name__})") from error
-    if not isinstance(config, dict):
+    if not isinstance(content, dict):
         raise DamagedFileError(path, "not a JSON object")
-    return config
+    return content
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -10,16 +10,19 @@ from limbeck.models.cell import CellNet
 from limbeck.models.configs import SHIPPED
 from limbeck.models.convnet import ConvNet
 from limbeck.models.denoising_mlp import DenoisingMLP
+from limbeck.models.experts import Experts
 from limbeck.models.mlp import MLP
 from limbeck.models.names import check_arguments
 from limbeck.models.scenes import GaussianScenes, HashScenes, ImageScenes, MeshScenes, VoxelScenes
 from limbeck.models.stacked import StackedDenoiser
+from limbeck.models.synthetic import SyntheticImages
 from limbeck.models.vit import VisionTransformer
 
 CLASSES: dict[str, type[nn.Module]] = {
     "cell": CellNet,
     "convnet": ConvNet,
     "denoiser": DenoisingMLP,
+    "experts": Experts,
     "mlp": MLP,
     "scene-gaussians": GaussianScenes,
     "scene-hash": HashScenes,
@@ -27,6 +30,7 @@ CLASSES: dict[str, type[nn.Module]] = {
     "scene-mesh": MeshScenes,
     "scene-voxels": VoxelScenes,
     "stacked-denoiser": StackedDenoiser,
+    "synthetic-set": SyntheticImages,
     "vit": VisionTransformer,
 }
 """The class of each shipped network by its name in recipes."""
@@ -61,6 +65,10 @@ def _defaults(name: str, arguments: dict[str, Any], data: DataInfo) -> dict[str,
     channels, height, width = data.example["image"].shape[1:]
     if name == "scene-images":
         return {"channels": channels, "height": height, "width": width}
+    if name == "synthetic-set":
+        return {"channels": channels, "height": height, "width": width, **classes}
+    if name == "experts":
+        return {"channels": channels, "height": height, "side": width, **classes}
     if name == "mlp":
         return {"inputs": channels * height * width, **classes}
     if name in ("cell", "convnet"):

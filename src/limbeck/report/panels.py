@@ -41,5 +41,6 @@ def standard_panels() -> tuple[Panel, ...]:
     from limbeck.report.provenance import differences, provenance, recipes
     from limbeck.report.results import results
     from limbeck.report.samples import samples
+    from limbeck.report.sets import sets
 
-    return results, differences, curves, samples, pictures, confusion, phases, recipes, provenance
+    return results, differences, curves, samples, sets, pictures, confusion, phases, recipes, provenance

@@ -23,11 +23,11 @@ from limbeck.models.adapters.diffusers_classes import (
     local_folder,
     named_class,
     pipeline_class,
-    read_object,
     stored_scheduler,
 )
 from limbeck.models.adapters.diffusers_encoders import NullPrompt, has_text
 from limbeck.models.adapters.diffusers_schedulers import null_label_of, process_from_scheduler
+from limbeck.models.files import read_object
 from limbeck.models.process_file import PROCESS, load_process
 
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError, SafetensorError)

@@ -1,6 +1,5 @@
 """Folders and classes of diffusers: what may be loaded, and of which kind it is."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from limbeck.core.errors import DamagedFileError, UsageError
-from limbeck.models.files import check_folder
+from limbeck.core.errors import UsageError
+from limbeck.models.files import check_folder, read_object
 
 INDEX = "model_index.json"
 COMPONENTS = ("unet", "transformer")
@@ -24,7 +23,6 @@ PIPELINE = "limbeck_pipeline"
 _LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")  # the last is where safety checkers lie
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _COPIED = (".json", ".safetensors", ".txt", ".model", ".jinja")
-_LARGEST = 16 << 20
 
 
 def named_class(name: Any, kind: type) -> Any:
@@ -74,25 +72,6 @@ def local_folder(origin: str | Path) -> Path:
     if (folder / INDEX).is_file():
         _check_index(folder)
     return folder
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        DamagedFileError: the file is missing, larger than 16 MiB, or no JSON object.
-    """
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise DamagedFileError(path, "too large for a configuration")
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DamagedFileError(path, "missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DamagedFileError(path, f"not readable as JSON ({type(error).__name__})") from error
-    if not isinstance(content, dict):
-        raise DamagedFileError(path, "not a JSON object")
-    return content
 
 
 def components_of(index: dict[str, Any]) -> dict[str, tuple[str | None, str | None]]:

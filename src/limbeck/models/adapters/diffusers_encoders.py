@@ -20,9 +20,9 @@ from limbeck.models.adapters.diffusers_classes import (
     local_folder,
     may_be_copied,
     named_class,
-    read_object,
     without_progress,
 )
+from limbeck.models.files import read_object
 
 _NOT_NEEDED = (*COMPONENTS, "safety_checker", "image_encoder", "feature_extractor")
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)

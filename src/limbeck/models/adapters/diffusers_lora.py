@@ -8,8 +8,9 @@ from torch import nn
 from limbeck.core.errors import IncompatibleError
 from limbeck.diffusion.denoiser import process_of
 from limbeck.diffusion.ports import without_adapter
-from limbeck.models.adapters.diffusers_classes import INDEX, named_class, pipeline_of, read_object, stored_scheduler
+from limbeck.models.adapters.diffusers_classes import INDEX, named_class, pipeline_of, stored_scheduler
 from limbeck.models.adapters.diffusers_samplers import scheduler_for
+from limbeck.models.files import read_object
 from limbeck.models.process_file import save_process
 
 _PIPELINES = {

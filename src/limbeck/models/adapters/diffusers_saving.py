@@ -18,11 +18,11 @@ from limbeck.models.adapters.diffusers_classes import (
     may_be_copied,
     pipeline_class,
     pipeline_of,
-    read_object,
     stored_scheduler,
 )
 from limbeck.models.adapters.diffusers_encoders import NullPrompt
 from limbeck.models.adapters.diffusers_samplers import scheduler_for
+from limbeck.models.files import read_object
 from limbeck.models.process_file import save_process
 
 _OF_PIXELS = ("DDPMPipeline", "DDIMPipeline", "ConsistencyModelPipeline")
