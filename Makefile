@@ -17,7 +17,7 @@ export OMP_NUM_THREADS ?= 1
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(CORE)  ## distil on real data, print a table, write report.html (about two minutes)
+demo: $(CORE)  ## distil on real data, print a table, write report.html (about three minutes)
 	$(BIN)/limbeck demo $(ARGS)
 
 test: $(ALL)  ## run the tests; PYTEST_WORKERS=0 in one process, ARGS for pytest's own options

@@ -3,8 +3,8 @@
 All arms are images of scikit-learn's digits, as many of each class, and begin with the same real ones. Distilled arms
 take as many steps, each on 640 real digits, with the same ConvNet of two blocks of 32 channels, without augmentation.
 Fresh networks, three blocks of 32 channels, are then trained on every arm in the same way and measured on the digits
-that were held out. How they are trained was set so that all digits teach them 99 %: with 200 steps at a rate of 0.03, as
-in a first run on the same seeds, they had not learned what there is to learn, which is unfair to real images.
+that were held out. How they are trained was set so that all digits teach them 99 %: with 200 steps at a rate of 0.03,
+as in a first run on the same seeds, they had not learned what there is to learn, which is unfair to real images.
 """
 
 from functools import cache

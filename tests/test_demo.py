@@ -26,21 +26,22 @@ def test_the_command_prints_a_table_and_writes_a_report(tmp_path):
         words("--quick", "--seeds", "2", "--out", str(out)), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    header, *rows = done.stdout.splitlines()[:11]
-    for title in ("Accuracy", "Agrees with teacher", "Perplexity", "Fréchet", "Evaluations", "Parameters", "Training"):
+    header, *rows = done.stdout.splitlines()[:12]
+    for title in ("Accuracy", "Agrees with teacher", "Perplexity", "Fréchet", "On all real", "Parameters", "Training"):
         assert title in header
     stages = [f"{part}: {stage}" for part in ("digits", "language") for stage in ("teacher", "alone", "distilled")]
-    stages += [f"diffusion: {stage}" for stage in ("teacher", "four", "two", "one")]
+    stages += [f"diffusion: {stage}" for stage in ("teacher", "four", "two", "one")] + ["dataset: distil"]
     assert [" ".join(row.split()[:2]) for row in rows] == stages
-    assert ["±" in row for row in rows] == [True] * 3 + [False] * 7
+    assert ["±" in row for row in rows] == [True] * 3 + [False] * 8
     assert "over 2 seeds" in done.stdout
     assert str(out / "report.html") in done.stdout
     assert (out / "report.html").stat().st_size < 2 * 1024 * 1024
-    assert {path.name for path in out.iterdir()} == {"diffusion", "digits", "language", "report.html"}
+    assert {path.name for path in out.iterdir()} == {"dataset", "diffusion", "digits", "language", "report.html"}
     page = (out / "report.html").read_text()
     assert "<h1" in page
     for title in ("teacher, 50 steps", "four, 4 steps", "two, 2 steps", "one, 1 step"):
         assert f"samples of {title}" in page
+    assert "synthetic images of distil" in page
 
 
 def test_an_interrupted_demo_exits_with_3_and_goes_on(tmp_path):

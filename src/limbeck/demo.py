@@ -136,6 +136,12 @@ def generator(out: Path, seeds: int, quick: bool, watch: Watch) -> list[Run]:
     return [run_seed("demo-diffusion", out / "diffusion", 0, overrides, watch, "diffusion,")]
 
 
+def data_set(out: Path, seeds: int, quick: bool, watch: Watch) -> list[Run]:
+    """The digits themselves, distilled into ten images a class; a single seed."""
+    overrides: Overrides = {"distil.train.steps": 10} if quick else {}
+    return [run_seed("demo-dataset", out / "dataset", 0, overrides, watch, "data set,")]
+
+
 def run_seed(recipe: str, folder: Path, seed: int, overrides: Overrides, watch: Watch, label: str) -> Run:
     """Runs a shipped recipe with one seed into a folder, or continues it there; `label` names it in the progress.
 
@@ -172,5 +178,5 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-PARTS: list[Part] = [Part(classifier), Part(language_model), Part(generator)]
+PARTS: list[Part] = [Part(classifier), Part(language_model), Part(generator), Part(data_set)]
 """The parts of the demo, in order."""

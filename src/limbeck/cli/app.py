@@ -3,7 +3,7 @@
 from cyclopts import App, Parameter
 
 COMMANDS = {
-    "demo": "Distil on embedded real data in about two minutes, and write report.html.",
+    "demo": "Distil on embedded real data in about three minutes, and write report.html.",
     "run": "Run a recipe: a shipped name or a YAML file.\n\n"
     "Any key of the recipe can be set by its dotted path: --seed 1, --data.name mnist:PATH, or, under the name of a "
     "stage, --distil.train.steps 500, --distil.options.temperature 2. Values are read as YAML.",

@@ -47,6 +47,8 @@ def percent(share: float) -> str:
 
 _FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "accuracy": ("accuracy", percent),
+    "random": ("on as many real", percent),
+    "full": ("on all real", percent),
     "token_accuracy": ("token accuracy", percent),
     "perplexity": ("perplexity", "{:.4g}".format),
     "agreement": ("agrees with teacher", percent),

@@ -30,8 +30,8 @@ Pause = Callable[[], Any]
 class Protocol:
     """How a network is trained on a set: SGD whose rate drops to a tenth at half time.
 
-    The papers train for 1,000 epochs at a rate of 0.01; steps are counted here, so that sets of all sizes cost the same,
-    at a rate at which they suffice: all of the digits then teach an accuracy of 99 %, and 83 % at the papers' rate.
+    The papers train for 1,000 epochs at a rate of 0.01; steps are counted here, so that sets of all sizes cost the
+    same, at a rate at which they suffice: all of the digits then teach 99 %, and 83 % at the papers' rate.
 
     Attributes:
         steps: of SGD.

@@ -115,6 +115,18 @@ FIGURES: dict[str, Figure] = {
         _accuracy,
         "high",
     ),
+    "random": Figure(
+        "On as many real",
+        "accuracy of networks trained on as many real items, drawn at random, as a synthetic set holds",
+        _plain("random", percent, mean),
+        "high",
+    ),
+    "full": Figure(
+        "On all real",
+        "accuracy of networks trained in the same way on all that a synthetic set was distilled from",
+        _plain("full", percent, mean),
+        "high",
+    ),
     "agreement": Figure(
         "Agrees with teacher", "share of validation items on which student and teacher say the same", _agreement, "high"
     ),

@@ -28,6 +28,8 @@ def headline(story: Story, group: Group) -> Headline:
             or _by_distance(student, _first_teacher(story, group) or teacher)
             or _without_figures(group)
         )
+    if student.values("images"):
+        return _of_set(student, accuracy)
     if alone is None or not alone.values("accuracy"):
         title = f"The student is right on {percent(mean(accuracy))} of unseen items"
         return Headline(f"{title}{_of_teacher(teacher)}.", _size(student, teacher))
@@ -36,6 +38,15 @@ def headline(story: Story, group: Group) -> Headline:
         f"alone, on {percent(mean(alone.values('accuracy')))}."
     )
     return Headline(title, f"{_gain(group, student, alone)} {_size(student, teacher, _right(teacher))}".strip())
+
+
+def _of_set(student: Series, accuracy: list[float]) -> Headline:
+    """The result of a synthetic set: what networks learn from it."""
+    images = count(student.values("images")[0])
+    title = f"Networks that saw only {images} distilled images are right on {percent(mean(accuracy))} of unseen items."
+    others = {"as many real ones, drawn at random": student.values("random"), "all real ones": student.values("full")}
+    said = [f"on {name}, on {percent(mean(values))}" for name, values in others.items() if values]
+    return Headline(title, f"Trained {'; '.join(said)}." if said else "")
 
 
 def _gain(group: Group, student: Series, alone: Series) -> str:
