@@ -5,14 +5,13 @@ import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
 from limbeck.core.batch import Batch
 from limbeck.core.errors import IncompatibleError
 from limbeck.models.describe import count_flops, count_parameters
-from limbeck.search.evolution import A
 
 Arguments = dict[str, Any]
 
@@ -24,26 +23,6 @@ class Cost:
 
     parameters: int
     flops: float
-
-
-class SearchSpace(Protocol[A]):
-    """A space of architectures, in which each is a hashable value."""
-
-    def sample(self, draws: random.Random) -> A:
-        """Any architecture of the space."""
-        ...
-
-    def mutate(self, architecture: A, draws: random.Random) -> A:
-        """The architecture with one of its genes changed."""
-        ...
-
-    def build(self, architecture: A, seed: int | None) -> nn.Module:
-        """A network of this architecture with fresh weights."""
-        ...
-
-    def cost(self, architecture: A) -> Cost:
-        """What it costs."""
-        ...
 
 
 Choice = tuple[int, ...]
