@@ -205,8 +205,7 @@ class Experiment:
         figures = self._measure(result, prepared, self._judge(stage, prepared))
         figures["seconds"] = sum(seconds.values()) or time.perf_counter() - begun
         figures["phases"] = seconds
-        if isinstance(prepared.method, Procedure):
-            figures |= prepared.method.figures()
+        figures |= prepared.method.figures()
         note_inputs(result, prepared.data.train)
         self._save(result, self.run.stage_result(stage.name))
         if self.world.main:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from limbeck.core.run import Run
     from limbeck.core.teacher import Teacher
     from limbeck.data.source import Source
+    from limbeck.experiment import Prepared
 
 Format = Literal["timm", "transformers", "diffusers", "peft", "onnx", "parquet", "limbeck"]
 
@@ -71,7 +72,6 @@ def evaluate(
     """
     from limbeck.core.registry import method_class
     from limbeck.core.run import Run
-    from limbeck.experiment import Experiment
     from limbeck.metrics.tasks import evaluate_for
     from limbeck.models.saved import load_model
 
@@ -86,10 +86,7 @@ def evaluate(
         raise UsageError(f"stage '{wanted}' is not finished", f"limbeck run {opened.folder} --resume")
     result = load_model(opened.stage_result(wanted), model)
     if data is None or teacher is None:
-        experiment = Experiment(recipe, opened)
-        earlier = names[: names.index(wanted)]
-        experiment.results = {name: load_model(opened.stage_result(name)) for name in earlier}
-        prepared = experiment.prepare(recipe.stages[names.index(wanted)], cached=False)
+        prepared = prepare_again(opened, wanted)
         data, teacher = data or prepared.data.validation, teacher or prepared.teacher
     task = method_class(recipe.stages[names.index(wanted)].method).card.task
     figures = evaluate_for(task)(result, data, teacher=teacher)
@@ -98,6 +95,18 @@ def evaluate(
 
         figures |= evaluate_decoding(result, data, teacher)
     return figures
+
+
+def prepare_again(run: "Run", stage: str) -> "Prepared":
+    """Data, teacher, fresh student and method of a stage, as they were before it was trained."""
+    from limbeck.experiment import Experiment
+    from limbeck.models.saved import load_model
+
+    recipe = run.recipe()
+    names = [one.name for one in recipe.stages]
+    experiment = Experiment(recipe, run)
+    experiment.results = {name: load_model(run.stage_result(name)) for name in names[: names.index(stage)]}
+    return experiment.prepare(recipe.stages[names.index(stage)], cached=False)
 
 
 def export(

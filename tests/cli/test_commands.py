@@ -9,7 +9,7 @@ import yaml
 
 from limbeck.cli import main
 from limbeck.cli.app import COMMANDS
-from limbeck.core.errors import LimbeckError
+from limbeck.core.errors import LimbeckError, UsageError
 from limbeck.core.recipe import shipped_recipes
 from limbeck.core.run import Run
 from tests.cli.conftest import Command, contents, write
@@ -184,7 +184,25 @@ def test_bad_usage(words: list[str], says: str, finished: Path, tmp_path: Path, 
 def test_export(finished: Path, tmp_path: Path, limbeck: Command) -> None:
     outcome = limbeck("export", finished, "--to", "limbeck", "--out", tmp_path / "student")
     assert outcome.code == 0, outcome.err
-    assert outcome.out.split() == [str(tmp_path / "student" / name) for name in ("config.json", "model.safetensors")]
+    files, _, table = outcome.out.partition("\n\n")
+    assert files.split() == [str(tmp_path / "student" / name) for name in ("config.json", "model.safetensors")]
+    header, teacher, student = table.strip().splitlines()
+    assert header.split() == ["on", "disk", "parameters", "an", "item"]
+    assert teacher.startswith("teacher")
+    assert student.startswith("student")
+
+
+def test_an_export_without_its_teacher_is_written_all_the_same(
+    finished: Path, tmp_path: Path, limbeck: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*words: object) -> None:
+        raise UsageError("the teacher's folder is gone")
+
+    monkeypatch.setattr("limbeck.finished.prepare_again", gone)
+    outcome = limbeck("export", finished, "--to", "limbeck", "--out", tmp_path / "student")
+    assert outcome.code == 0
+    assert "not compared with its teacher: the teacher's folder is gone" in outcome.err
+    assert (tmp_path / "student" / "model.safetensors").is_file()
 
 
 def test_a_failure_is_one_line_and_a_traceback_with_debug(limbeck: Command, monkeypatch: pytest.MonkeyPatch) -> None:

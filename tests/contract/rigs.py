@@ -54,6 +54,10 @@ class Rig(ABC):
         """A fresh teacher for one method; most methods of a task share what `teacher` makes."""
         return self.teacher()
 
+    def student_of(self, kind: MethodClass, per_item: bool) -> nn.Module:
+        """A fresh student for one method; most methods of a task share what `student` makes."""
+        return self.student(per_item)
+
     def speaking(self, teacher: nn.Module) -> Teacher:
         """The teacher as methods hear it."""
         return LiveTeacher(teacher)
@@ -63,7 +67,7 @@ class Rig(ABC):
         card = kind.card
         reseed(seed, "models")
         teacher = self.speaking(self.teacher_of(kind)) if "teacher" in card.needs else None
-        student = self.student(per_item)
+        student = self.student_of(kind, per_item)
         made = kind(kind.Options(**card.tiny), student=student, teacher=teacher, data=self.source.info())
         assert isinstance(made, Method)
         return made
@@ -177,11 +181,18 @@ class LanguageModelling(Rig):
         dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0 if per_item else 0.1)
         return GPT2LMHeadModel(GPT2Config(**self.tokens, **shape, **dropout))
 
+    def student_of(self, kind: MethodClass, per_item: bool) -> nn.Module:
+        """What a conversion starts from has the teacher's own architecture."""
+        return self._llama(0.0 if per_item else 0.1) if kind.card.family == "conversion" else self.student(per_item)
+
     def teacher(self) -> nn.Module:
+        return self._llama(0.1)
+
+    def _llama(self, dropout: float) -> nn.Module:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "max_position_embeddings": 32}
-        heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "attention_dropout": 0.1}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "attention_dropout": dropout}
         return LlamaForCausalLM(LlamaConfig(**self.tokens, **shape, **heads))
 
     def outputs(self, model: nn.Module) -> Tensor:

@@ -1,5 +1,7 @@
 """The trainer: the mean it promises, the order of play, averages, schedules, and what reaches whom."""
 
+import copy
+
 import pytest
 import torch
 
@@ -75,6 +77,38 @@ def test_the_average_of_weights_is_what_is_taken_home():
     for current in history[1:]:
         expected = 0.5 * expected + 0.5 * current
     torch.testing.assert_close(weights(result), expected, rtol=1e-6, atol=1e-7)
+
+
+class Masked(MaskedRegression):
+    """Keeps the first weights at zero, and gives home a copy that is twice the student."""
+
+    def after_update(self, player, logs):
+        with torch.no_grad():
+            next(self.student.parameters()).zero_()
+
+    def averaged(self):
+        return self.student
+
+    def result(self):
+        made = copy.deepcopy(self.student)
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter.mul_(2)
+        return made
+
+
+def test_an_average_sees_what_a_method_does_after_an_update_and_a_result_is_made_of_it():
+    rows, measured = [], []
+    trainer = build(Masked, optimizer=SGD, ema=0.5, steps=3, rows=rows, evaluate_every=1)
+    with torch.no_grad():
+        trainer.method.after_update("student", {})
+    trainer.average = type(trainer.average)(trainer.method.averaged(), 0.5)
+    trainer.evaluate = lambda model: measured.append(weights(model)) or {"accuracy": 0.0}
+    result = trainer.fit()
+    assert not next(result.parameters()).any()  # though every step moved them before they were masked
+    assert weights(result).any()
+    torch.testing.assert_close(weights(result), 2 * weights(trainer.method.student))  # which the average was put into
+    torch.testing.assert_close(weights(result), measured[-1])
 
 
 def test_clipping_bounds_the_step_and_logs_the_norm_before_it():

@@ -1,12 +1,14 @@
 """`limbeck export`: a student for use elsewhere."""
 
+import sys
 from pathlib import Path
 
+from limbeck.core.errors import LimbeckError
 from limbeck.finished import Format
 
 
 def export(run: Path, /, *, to: Format, out: Path, merge: bool = False) -> None:
-    """Write a run's student, alone, for use without limbeck.
+    """Write a run's student, alone, for use without limbeck; say how large and fast it is beside its teacher.
 
     Parameters
     ----------
@@ -23,5 +25,22 @@ def export(run: Path, /, *, to: Format, out: Path, merge: bool = False) -> None:
     """
     from limbeck.finished import export as write
 
-    for path in write(run, to, out, merge=merge):
+    files = write(run, to, out, merge=merge)
+    for path in files:
         print(path)
+    if to == "parquet":  # pictures, which have nothing to be faster than
+        return
+    from limbeck.cli.tables import count, duration, show_table, size
+    from limbeck.weighing import weigh_export
+
+    try:
+        weights = weigh_export(run, files)
+    except LimbeckError as error:  # the student is written all the same
+        print(f"\nnot compared with its teacher: {error.message}", file=sys.stderr)
+        return
+    rows = [
+        [one.name, size(one.bytes), count(one.parameters), "–" if one.latency is None else duration(one.latency)]
+        for one in weights
+    ]
+    print()
+    show_table(("", "on disk", "parameters", "an item"), rows)

@@ -125,11 +125,22 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def after_update(self, player: str, logs: Mapping[str, Tensor]) -> None:
-        """Called once after each optimizer step with the update's logs, averaged over micro-batches and ranks."""
+        """Called once after each optimizer step with the update's logs, averaged over micro-batches and ranks.
+
+        What it does to the weights, such as masking some, is part of the step: a moving average sees it.
+        """
 
     def result(self) -> nn.Module:
         """What the user takes home."""
         return self.student
+
+    def averaged(self) -> nn.Module:
+        """Whose weights a moving average follows; a player's module, where `result` is made anew of its weights."""
+        return self.result()
+
+    def figures(self) -> dict[str, Any]:
+        """What else is to be said of the result, by name, once training is done; joins the figures of the stage."""
+        return {}
 
 
 class Procedure:
@@ -152,7 +163,7 @@ class Procedure:
         """Does the work and returns what the user takes home."""
         raise NotImplementedError
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> dict[str, Any]:
         """What was found out, by name, once `run` is done; joins the figures of the stage."""
         return {}
 

@@ -24,7 +24,8 @@ class Taps:
     Args:
         model: the model to listen to.
         paths: module paths or globs (`layers.*.mlp`), as in `model.named_modules()`.
-        kind: "output" (default) or "input" (the first positional input).
+        kind: "output" (default), "input" (the first one, by position or else by name), or "attention": the second of
+            what an attention of transformers returns, its matrices in the eager implementation.
         stop: end the forward pass at the last tap; run the model through `taps.run` then.
 
     Raises:
@@ -32,7 +33,11 @@ class Taps:
     """
 
     def __init__(
-        self, model: nn.Module, paths: Sequence[str], kind: Literal["output", "input"] = "output", stop: bool = False
+        self,
+        model: nn.Module,
+        paths: Sequence[str],
+        kind: Literal["output", "input", "attention"] = "output",
+        stop: bool = False,
     ) -> None:
         self.model, self.kind, self.stop = model, kind, stop
         self.paths = match_modules(model, paths)
@@ -42,10 +47,10 @@ class Taps:
     def __enter__(self) -> "Taps":
         for path in self.paths:
             module = self.model.get_submodule(path)
-            if self.kind == "output":
-                self._handles.append(module.register_forward_hook(self._catch_output(path)))
+            if self.kind == "input":
+                self._handles.append(module.register_forward_pre_hook(self._catch_input(path), with_kwargs=True))
             else:
-                self._handles.append(module.register_forward_pre_hook(self._catch_input(path)))
+                self._handles.append(module.register_forward_hook(self._catch_output(path)))
         return self
 
     def __exit__(
@@ -78,13 +83,16 @@ class Taps:
 
     def _catch_output(self, path: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            self._keep(path, output[0] if isinstance(output, tuple) else output)
+            if self.kind == "attention":
+                self._keep(path, _matrices(path, output))
+            else:
+                self._keep(path, output[0] if isinstance(output, tuple) else output)
 
         return hook
 
     def _catch_input(self, path: str) -> Any:
-        def hook(module: nn.Module, args: Any) -> None:
-            self._keep(path, args[0])
+        def hook(module: nn.Module, args: Any, options: Any) -> None:
+            self._keep(path, args[0] if args else next(iter(options.values())))
 
         return hook
 
@@ -92,6 +100,13 @@ class Taps:
         self._values[path] = value
         if self.stop and len(self._values) == len(self.paths):
             raise _LastTapReached
+
+
+def _matrices(path: str, output: Any) -> Tensor:
+    matrices = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+    if not isinstance(matrices, Tensor):
+        raise IncompatibleError(f"'{path}' returns no attention matrices", "they exist in eager attention alone")
+    return matrices
 
 
 def match_modules(model: nn.Module, patterns: Sequence[str]) -> list[str]:

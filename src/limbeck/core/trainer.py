@@ -79,7 +79,7 @@ class Trainer:
         # Skipping asks the host at each step: buffers, averages and `after_update` may not see what was skipped.
         deferred = self.world.device.type != "cpu" and spec.non_finite != "skip"
         self.guard = FiniteGuard(spec.non_finite, spec.max_non_finite, deferred)
-        self.average = EMA(method.result(), spec.ema) if spec.ema is not None else None
+        self.average = EMA(method.averaged(), spec.ema) if spec.ema is not None else None
 
     def fit(self) -> nn.Module:
         """Trains to the last step, from the latest checkpoint where there is one, and returns the method's result.
@@ -101,7 +101,7 @@ class Trainer:
             raise
         snapshot.save(self)
         if self.average is not None:
-            self.average.copy_into(self.method.result())
+            self.average.copy_into(self.method.averaged())
         if self._blank is None:
             return self.method.result()
         self._blank.load_state_dict(snapshot.module_tensors(self.method.result()), assign=True)
@@ -183,9 +183,9 @@ class Trainer:
         for other in self.players.values():  # a loss may leave gradients on other players; they are not theirs to use
             other.optimizer.zero_grad(set_to_none=True)
         if admitted:
-            if self.average is not None and player.name == self._result_player:
-                self.average.update()
             self.method.after_update(player.name, means)
+            if self.average is not None and player.name == self._averaged_player:
+                self.average.update()
             self.meter.add({f"{player.name}/gradient_norm": norm}, 1.0)
             self.meter.add({f"{player.name}/{name}": value for name, value in means.items()}, weight)
         return admitted
@@ -228,10 +228,8 @@ class Trainer:
     @contextmanager
     def _result(self) -> Iterator[nn.Module]:
         """What would be taken home now: in eval mode, with averaged weights where an average is kept."""
-        result = self.method.result()
         with self.average.applied() if self.average is not None else nullcontext():
-            result.eval()
-            yield result
+            yield self.method.result().eval()
         self.method.train()
 
     def _pause(self) -> None:
@@ -253,7 +251,8 @@ class Trainer:
         self._blank = blank_copy(result) if self.world.sharded else None  # takes the whole weights home in the end
         for module in modules.values():
             self.world.shard(module)
-        self._result_player = next((name for name, module in modules.items() if result in module.modules()), "")
+        averaged = self.method.averaged()
+        self._averaged_player = next((name for name, module in modules.items() if averaged in module.modules()), "")
         return build_players(modules, self.spec.optimizer, self.spec.players)
 
     def _player(self, name: str) -> Player:
