@@ -14,7 +14,7 @@ from rich.table import Table
 import claims
 from claims.claim import Claim, Result, judge
 
-_NOT_CLAIMS = {"claim", "digits", "pydoc", "points", "families", "synthetic_digits", "vision_table"}
+_NOT_CLAIMS = {"claim", "digits", "pydoc", "points", "families", "quantization", "synthetic_digits", "vision_table"}
 
 
 def all_claims() -> dict[str, Claim]:

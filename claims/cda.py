@@ -146,6 +146,7 @@ claim = Claim(
     baseline="sre2l",
     margin=0.015,
     also={"whole images": -0.01},
+    methods={"sre2l": "sre2l"},
     run=run,
     seeds=3,
 )

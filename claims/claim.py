@@ -31,6 +31,7 @@ class Claim:
         margin: least difference of the means in favour of the claim, in units of the metric.
         run: one seed of all arms: seed -> figure by arm.
         also: further arms to beat, each with the least difference of the means.
+        methods: arms that are other methods of the library, by slug: what their pages show.
         higher_is_better: direction of the metric.
         seeds: how many by default.
     """
@@ -44,6 +45,7 @@ class Claim:
     margin: float
     run: Callable[[int], Mapping[str, float]]
     also: Mapping[str, float] = field(default_factory=dict)
+    methods: Mapping[str, str] = field(default_factory=dict)
     higher_is_better: bool = True
     seeds: int = 5
 
@@ -65,6 +67,7 @@ class Result:
     baseline: str
     margin: float
     also: dict[str, float]
+    methods: dict[str, str]
     seeds: list[int]
     arms: dict[str, list[float]]
     difference: float
@@ -108,6 +111,7 @@ def judge(claim: Claim, seeds: Sequence[int], progress: Callable[[str], None] = 
     return Result(
         **about,
         also=dict(claim.also),
+        methods=dict(claim.methods),
         seeds=list(seeds),
         arms=arms,
         difference=gains[claim.baseline],

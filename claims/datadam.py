@@ -36,5 +36,6 @@ claim = Claim(
     margin=0.08,
     run=run,
     also={"dm": -0.02, "herding": 0.02},
+    methods={"dm": "dm"},
     seeds=3,
 )

@@ -99,6 +99,7 @@ claim = Claim(
     baseline="sgd",
     margin=0.01,
     run=run,
+    methods={"experts": "sgd"},
     higher_is_better=False,
     seeds=5,
 )

@@ -42,17 +42,17 @@ def generated() -> dict[Path, str]:
         DOCS / "methods" / "index.md": methods.index_page(found),
         DOCS / "reference" / "recipe.md": reference.recipe_page(),
         DOCS / "reference" / "models-and-data.md": reference.models_page(),
-        DOCS / "reference" / "objectives.md": reference.objectives_page(),
-        DOCS / "reference" / "diffusion.md": reference.diffusion_page(),
-        DOCS / "reference" / "rendering.md": reference.rendering_page(),
         DOCS / "reference" / "command-line.md": commands.commands_page(),
         DOCS / "claims.md": claims.claims_page(results),
         DOCS / "comparison.md": comparison.comparison_page(),
         DOCS / "benchmarks.md": benchmarks.benchmarks_page(),
+        **{DOCS / "images" / name: picture for name, picture in benchmarks.growth_charts().items()},
         ROOT / "README.md": _readme(found, results),
     }
+    for name, page in reference.building_block_pages().items():
+        pages[DOCS / "reference" / f"{name}.md"] = page
     for slug, entry in found.items():
-        pages[DOCS / "methods" / f"{slug}.md"] = methods.method_page(slug, entry, results.get(slug))
+        pages[DOCS / "methods" / f"{slug}.md"] = methods.method_page(slug, entry, results)
     return pages
 
 
@@ -60,7 +60,8 @@ def stale() -> list[Path]:
     """Generated files that differ from what the code would write now, and pages of methods that are gone."""
     pages = generated()
     changed = [path for path, text in pages.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
-    return changed + [path for path in (DOCS / "methods").glob("*.md") if path not in pages]
+    kept = [*(DOCS / "methods").glob("*.md"), *(DOCS / "images").glob("growth-*.svg")]
+    return changed + [path for path in kept if path not in pages]
 
 
 def _readme(found: dict[str, catalogue.Entry], results: dict[str, claims.Claim]) -> str:

@@ -8,7 +8,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["limbeck.objectives", "limbeck.diffusion", "limbeck.rendering"], "beartype.beartype")
+CHECKED = ["limbeck.compression", "limbeck.diffusion", "limbeck.objectives", "limbeck.rendering", "limbeck.synthesis"]
+install_import_hook(CHECKED, "beartype.beartype")
 
 import torch
 

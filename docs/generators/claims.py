@@ -34,15 +34,29 @@ def readme_table(claims: dict[str, Claim]) -> str:
 
 def claim_section(claim: Claim) -> str:
     """One claim: statement, figures of every arm, verdict, and under which conditions."""
-    better = "higher is better" if claim["higher_is_better"] else "lower is better"
     conditions = [claim["budget"], f"{claim['seconds']:.0f} s in all", claim["hardware"], claim["date"]]
     versions = ", ".join(f"{name} {version}" for name, version in sorted(claim["versions"].items()))
     return (
         f"{claim['statement']}\n\nThe claim **{_verdict(claim)}**: {claim['claimed']} against {claim['baseline']} "
         f"{claim['difference']:+.4f} (margin asked for: {claim['margin']:g}), {_won(claim)} seeds won.\n\n"
-        f"{_arms(claim, better)}\n{'; '.join(conditions)}. Versions: {versions}.\n"
+        f"{_arms(claim)}\n{'; '.join(conditions)}. Versions: {versions}.\n"
         f"Run it again with `python -m claims {claim['slug']}`.\n"
     )
+
+
+def measured_elsewhere(slug: str, claims: dict[str, Claim]) -> str:
+    """What the claims of other methods, of which this one is an arm, say of it; empty where it is in none."""
+    parts = []
+    for other, claim in claims.items():
+        arm = claim.get("methods", {}).get(slug)
+        if arm is None:
+            continue
+        named = dict.fromkeys([claim["claimed"], arm, claim["baseline"]])
+        rows = [[f"{name} (this method)" if name == arm else name, figure(claim["arms"][name])] for name in named]
+        where = f"the claim of [`{other}`]({other}.md), on {len(claim['seeds'])} seeds: {claim['budget']}."
+        header = ["arm", f"{claim['metric']} ± 95 % ({_direction(claim)})"]
+        parts.append(f"Measured as the arm *{arm}* of {where}\n\n{table(header, rows)}")
+    return "\n".join(parts)
 
 
 def figure(values: Sequence[float]) -> str:
@@ -51,11 +65,11 @@ def figure(values: Sequence[float]) -> str:
     return f"{centre:.4f} ± {half:.4f}" if math.isfinite(half) else f"{centre:.4f}"
 
 
-def _arms(claim: Claim, better: str) -> str:
+def _arms(claim: Claim) -> str:
     rows = [
         [name, figure(values), ", ".join(f"{value:.4f}" for value in values)] for name, values in claim["arms"].items()
     ]
-    return table(["arm", f"{claim['metric']} ± 95 % ({better})", "every seed"], rows)
+    return table(["arm", f"{claim['metric']} ± 95 % ({_direction(claim)})", "every seed"], rows)
 
 
 def _overview(claims: dict[str, Claim], prefix: str) -> str:
@@ -66,6 +80,10 @@ def _overview(claims: dict[str, Claim], prefix: str) -> str:
         link = f"[`{slug}`]({prefix}{slug}.md)"
         rows.append([link, claim["statement"], claim["metric"], baseline, claimed, _won(claim), _verdict(claim)])
     return table(header, rows)
+
+
+def _direction(claim: Claim) -> str:
+    return "higher is better" if claim["higher_is_better"] else "lower is better"
 
 
 def _verdict(claim: Claim) -> str:

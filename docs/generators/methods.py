@@ -6,7 +6,7 @@ import yaml
 
 from limbeck.core.registry import method_class
 
-from .claims import Claim, claim_section
+from .claims import Claim, claim_section, measured_elsewhere
 from .markdown import NOTICE, table
 from .schema import option_table
 
@@ -43,19 +43,21 @@ def readme_table(entries: dict[str, Entry]) -> str:
     return _rows(entries, "docs/methods/")
 
 
-def method_page(slug: str, entry: Entry, claim: Claim | None) -> str:
+def method_page(slug: str, entry: Entry, claims: dict[str, Claim]) -> str:
     """A method's page."""
     card = entry["card"]
     facts = [f"`{slug}`", card["family"], str(card["year"])]
     if card["arxiv"]:
         facts.append(f"[arXiv:{card['arxiv']}](https://arxiv.org/abs/{card['arxiv']})")
+    own = claim_section(claims[slug]) if slug in claims else ""
+    measured = "\n".join(filter(None, [own, measured_elsewhere(slug, claims)])) or "Not measured yet."
     parts = [
         f"{NOTICE}# {card['title']}\n\n{' · '.join(facts)}\n\n{card['use']}\n\n",
         f"```{{eval-rst}}\n{_as_rst(entry['description'])}\n```\n\n",
         f"It needs: {', '.join(card['needs'])}. {_batch_note(card)}\n\n",
         f"## Options\n\n{option_table(entry['options'])}\n",
         f"## In a recipe\n\n```yaml\n{_snippet(slug, entry)}```\n\n",
-        f"## Claim\n\n{claim_section(claim) if claim else 'Not measured yet.'}\n",
+        f"## Claim\n\n{measured}\n",
         f"\n## Source\n\n`{_source(slug)}`\n",
     ]
     return "".join(parts).rstrip() + "\n"

@@ -22,26 +22,37 @@ method are on [its own page](../methods/index.md).
 """
 
 
-_OBJECTIVES = """# Objectives
+_BUILDING_BLOCKS = {
+    "objectives": """# Objectives
 
 Pure functions of tensors, each formula once. Float32 (or better) inside, means over valid items only. Shapes stand in
 the annotations; arguments and results say their units.
-
-"""
-
-
-_DIFFUSION = """# Diffusion
+""",
+    "diffusion": """# Diffusion
 
 What diffusion methods are made of. One notation throughout: x_t = alpha x0 + sigma eps, with a time that grows towards
 the noise; guidance scales count from 1, the conditional prediction alone.
-
-"""
-
-_RENDERING = """# Scenes
+""",
+    "rendering": """# Scenes
 
 Anything trainable that cameras can look at, and the cameras. World: z up, the front at +x.
+""",
+    "synthesis": """# Synthetic data
 
-"""
+What the distillation of data sets is made of: trainable images and labels, how they are augmented, matched with real
+ones and unrolled through training.
+""",
+    "mixers": """# Sequence mixers
+
+Layers that let the tokens of a sequence see each other, behind one interface: all at once, one token at a time with a
+state, and as the matrix that they multiply the values by.
+""",
+    "compression": """# Compression
+
+Fewer bits, fewer weights, lower ranks: what conversion methods do to the weights of a network, as functions of tensors.
+""",
+}
+"""Folders of pure building blocks, with the beginning of their pages."""
 
 
 def recipe_page() -> str:
@@ -66,26 +77,16 @@ def models_page() -> str:
     return "".join(parts)
 
 
-def objectives_page() -> str:
-    """The page of all pure objectives, whose text is read from their docstrings when the pages are built."""
-    return _modules_page("objectives", _OBJECTIVES)
-
-
-def diffusion_page() -> str:
-    """The page of schedules, predictions, solvers and all else that diffusion methods are made of."""
-    return _modules_page("diffusion", _DIFFUSION)
-
-
-def rendering_page() -> str:
-    """The page of scenes and cameras."""
-    return _modules_page("rendering", _RENDERING)
+def building_block_pages() -> dict[str, str]:
+    """A page for each folder of building blocks, whose text is read from their docstrings when the pages are built."""
+    return {name: _modules_page(name, introduction) for name, introduction in _BUILDING_BLOCKS.items()}
 
 
 def _modules_page(package: str, introduction: str) -> str:
     folder = Path(limbeck.__path__[0]) / package
     names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
     sections = [f"## {name}\n\n```{{eval-rst}}\n.. automodule:: limbeck.{package}.{name}\n```\n" for name in names]
-    return NOTICE + introduction + "\n".join(sections)
+    return f"{NOTICE}{introduction}\n" + "\n".join(sections)
 
 
 def _parts(schema: Schema, root: Schema) -> list[str]:

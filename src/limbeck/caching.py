@@ -80,9 +80,8 @@ def _load_earlier(experiment: "Experiment", stage: StageSpec) -> None:
     from limbeck.models.saved import load_model
 
     finished = experiment.run.results() if experiment.run.recipe_path.is_file() else {}
-    for model in [stage.student, *stage.teacher]:
-        kind, _, name = model.name.partition(":")
-        if kind != "stage" or name in experiment.results:
+    for name in stage.earlier:
+        if name in experiment.results:
             continue
         if name not in finished:
             raise UsageError(

@@ -33,6 +33,7 @@ from limbeck.modality import (
     adaptation,
     begin_student,
     check_task,
+    data_of_set,
     normalisation_of_data,
     normalise,
     note_inputs,
@@ -144,6 +145,8 @@ class Experiment:
     def _inputs(self, stage: StageSpec) -> tuple[DataSplit, DataInfo, nn.Module]:
         """A stage's data, what is known of them, and its student, fitted to each other."""
         data = self._data()
+        if stage.data is not None:
+            data = data_of_set(self.results[stage.data.partition(":")[2]], data, f"{stage.name}.data")
         info = data.train.info()
         check_task(method_class(stage.method).card, info, stage.name)
         student = self.objects.get(f"{stage.name}.student") or self._model(stage, "student", 0, info)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from limbeck.data.source import Source
     from limbeck.experiment import Prepared
 
-Format = Literal["timm", "transformers", "diffusers", "peft", "onnx", "parquet", "limbeck"]
+Format = Literal["timm", "transformers", "diffusers", "peft", "onnx", "parquet", "quantized", "limbeck"]
 
 
 _MARKS = (
@@ -118,7 +118,7 @@ def export(
         run: a run, its folder, or the folder of an exported model.
         to: "timm", "transformers" or "diffusers" for students of these libraries; "peft" for adapters, which those of
             diffusers' networks need not be; "onnx" for classifiers and language models; "parquet" for synthetic sets;
-            "limbeck" for shipped networks.
+            "limbeck" for shipped networks; "quantized" for quantised ones, in as few bits as they need.
         out: a folder that does not exist yet, or is empty.
         model: an object of the student's class to fill, for classes of your own.
         merge: add the student's adapter into its base model's weights first.

@@ -1,6 +1,8 @@
 """What methods there are, read from the generated catalogue: torch is not imported."""
 
+import contextlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,25 @@ def list_methods(family: str | None = None) -> list[dict[str, Any]]:
 
 
 def claim_status(slug: str, entry: dict[str, Any] | None = None) -> str:
-    """How a method's claim stands: "holds", "does not hold", or "not measured".
+    """How a method's claim stands: "holds", "does not hold", "arm of SLUG" of another method's, or "not measured".
 
     A checkout's `claims/results/SLUG.json` comes before what was noted in the catalogue when it was generated.
     """
     try:
         result = json.loads((_CLAIMS / f"{slug}.json").read_bytes())
     except (OSError, ValueError):
-        return (entry or {}).get("claim", NO_CLAIM)
+        return _arms(_CLAIMS).get(slug) or (entry or {}).get("claim", NO_CLAIM)
     if isinstance(result.get("status"), str):
         return result["status"]
     return "holds" if result.get("holds") else "does not hold"
+
+
+@cache
+def _arms(folder: Path) -> dict[str, str]:
+    """In whose claim a method is an arm, by its slug."""
+    found: dict[str, str] = {}
+    for path in sorted(folder.glob("*.json")):
+        with contextlib.suppress(OSError, ValueError):
+            result = json.loads(path.read_bytes())
+            found |= dict.fromkeys(result.get("methods", {}), f"arm of {result['slug']}")
+    return found

@@ -1,16 +1,20 @@
 """What an experiment does differently for images and for text: how data and models are fitted to each other."""
 
+import torch
 from torch import nn
 
 from limbeck.core.card import Card
 from limbeck.core.errors import IncompatibleError
 from limbeck.core.method import DataInfo
 from limbeck.core.teacher import Renormalise
-from limbeck.data.source import ImageSource, Normalisation, Source
+from limbeck.data.open import DataSplit
+from limbeck.data.source import ArraySource, ImageSource, Normalisation, Source
 from limbeck.data.text.source import TextSource
+from limbeck.data.whitened import WhitenedSource
 from limbeck.models.normalisation import normalisation_of, set_normalisation
 from limbeck.models.synthetic import SyntheticImages
 from limbeck.models.tokenizers import set_tokenizer
+from limbeck.synthesis.synthetic_set import SyntheticSet
 
 
 def check_task(card: Card, data: DataInfo, key: str) -> None:
@@ -57,8 +61,14 @@ def normalise(source: Source, normalisation: Normalisation | None) -> None:
 
 
 def adaptation(teacher: nn.Module, source: Source) -> Renormalise | None:
-    """What turns images normalised for the student into the teacher's: nothing when both want the same."""
+    """What turns images normalised for the student into the teacher's: nothing when both want the same.
+
+    Raises:
+        IncompatibleError: the images are whitened, and the teacher was trained on others.
+    """
     wanted, given = normalisation_of(teacher), normalisation_of_data(source)
+    if wanted is not None and isinstance(source, WhitenedSource):
+        raise IncompatibleError("the teacher takes images that are not whitened", "leave out data.whiten")
     if wanted is None or given is None or (list(wanted[0]), list(wanted[1])) == (list(given[0]), list(given[1])):
         return None
     return Renormalise(given, wanted)
@@ -70,10 +80,43 @@ def begin_student(student: nn.Module, source: Source, seed: int) -> None:
         student.begin(source, seed)
 
 
+def data_of_set(made: nn.Module, data: DataSplit, key: str) -> DataSplit:
+    """The images of a synthetic set to train on, with their most probable classes, and the same data to validate on.
+
+    Args:
+        made: an earlier stage's result, in the units of the normalisation that is noted on it, or else of the data's.
+        data: those that it was made from.
+        key: dotted path of what names it, for messages.
+
+    Raises:
+        IncompatibleError: it is no synthetic set, or not of these data.
+    """
+    train = data.train
+    if not isinstance(made, SyntheticSet):
+        raise IncompatibleError(f"{key}: a {type(made).__name__} holds no images to train on", "name a synthetic set")
+    if not isinstance(train, ImageSource):
+        raise IncompatibleError(f"{key}: the recipe's data are whitened, or no images", "leave out data.whiten")
+    if made.images.shape[1:] != train.fetch(torch.zeros(1, dtype=torch.int64))["image"].shape[1:]:
+        raise IncompatibleError(f"{key}: the set's images are {tuple(made.images.shape[1:])}, unlike the recipe's data")
+    normalisation = normalisation_of(made) or train.normalisation
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in normalisation)
+    source = ArraySource(
+        made.images.detach().cpu() * std + mean,  # not cut to [0, 1]: what was distilled may leave it
+        made.hard_labels.cpu(),
+        classes=train.classes,
+        class_names=train.class_names,
+        normalisation=normalisation,
+        augmentations=train.augmentations,
+    )
+    return DataSplit(source, data.validation)
+
+
 def note_inputs(model: nn.Module, source: Source) -> None:
     """Notes on a result what its inputs have to be made like, so that it is saved with it."""
     normalisation = normalisation_of_data(source)
     if normalisation is not None:
         set_normalisation(model, *normalisation)
+    if isinstance(source, WhitenedSource) and isinstance(model, SyntheticSet):
+        model.note_whitening(source.whitening.zca)
     if isinstance(source, TextSource) and source.tokenizer is not None:
         set_tokenizer(model, source.tokenizer)

@@ -40,7 +40,7 @@ def plan_stage(experiment: Experiment, stage: StageSpec) -> StagePlan:
             "lower train.batch_size or raise train.accumulate",
         ) from None
     finally:
-        experiment.results[stage.name] = prepared.student
+        experiment.results[stage.name] = prepared.method.student
 
 
 class _Rehearsal:
@@ -61,7 +61,7 @@ class _Rehearsal:
         step = self._seconds_step()
         checkpoint = self._checkpoint_bytes()
         seconds = step * self.trainer.steps + self._evaluations() + self._saves(checkpoint)
-        student, teachers = self.prepared.student, models_of(self.prepared.teacher)
+        student, teachers = self.prepared.method.student, models_of(self.prepared.teacher)
         return StagePlan(
             stage=self.stage.name,
             method=self.stage.method,
@@ -161,7 +161,7 @@ def models_of(teacher: Any) -> list[nn.Module]:
 
 def _without_training(stage: StageSpec, prepared: Prepared) -> StagePlan:
     """A stage that does not train by gradient: only its size can be told beforehand."""
-    student, teachers = prepared.student, models_of(prepared.teacher)
+    student, teachers = prepared.method.student, models_of(prepared.teacher)
     return StagePlan(
         stage=stage.name,
         method=stage.method,

@@ -148,7 +148,7 @@ def check(experiment: "Experiment") -> None:
     for stage in experiment.recipe.stages:
         prepared = experiment.prepare(stage)
         _check_players(stage, getattr(prepared.method, "players", dict)())
-        experiment.results[stage.name] = prepared.student
+        experiment.results[stage.name] = prepared.method.student  # which a conversion has made anew
     experiment.objects, experiment.results = given, {}
 
 

@@ -13,12 +13,12 @@ from tests.oracles.oracle import load
 @pytest.mark.parametrize(
     ("name", "power", "norm"),
     [
-        ("param1.exp1.l2", 1, "l2"),
-        ("param0.exp4.l2", 1, "l2"),
-        ("param1.exp4.l2", 4, "l2"),
-        ("param1.exp2.l2", 2, "l2"),
-        ("param1.exp2.l1", 2, "l1"),
-        ("param1.exp4.none-vectorized", 4, "none"),
+        ("param1.exp1.l2", 1.0, "l2"),
+        ("param0.exp4.l2", 1.0, "l2"),
+        ("param1.exp4.l2", 4.0, "l2"),
+        ("param1.exp2.l2", 2.0, "l2"),
+        ("param1.exp2.l1", 2.0, "l1"),
+        ("param1.exp4.none-vectorized", 4.0, "none"),
     ],
 )
 def test_attention_is_that_of_the_published_code(name, power, norm):
@@ -31,8 +31,8 @@ def test_losses_and_gradients_are_those_of_the_published_code():
     real_labels, labels = torch.arange(3).repeat_interleave(4), torch.arange(3).repeat_interleave(2)
     features = tensors["loss.feat_syn"].clone().requires_grad_()
     embedding = tensors["loss.emb_syn"].clone().requires_grad_()
-    seen["real"], counts = class_means(spatial_attention(tensors["loss.feat_real"], 1), real_labels, 3)
-    seen["own"], _ = class_means(spatial_attention(features, 1), labels, 3)
+    seen["real"], counts = class_means(spatial_attention(tensors["loss.feat_real"], 1.0), real_labels, 3)
+    seen["own"], _ = class_means(spatial_attention(features, 1.0), labels, 3)
     attention = 100 * mean_gap(seen["real"], seen["own"], counts)
     real, _ = class_means(tensors["loss.emb_real"], real_labels, 3)
     output = 100 * 0.01 * mean_gap(real, class_means(embedding, labels, 3)[0], counts)

@@ -16,8 +16,9 @@ def export(run: Path, /, *, to: Format, out: Path, merge: bool = False) -> None:
         Folder of a finished run, or of an exported model.
     to
         Format: timm, transformers and diffusers for students of these libraries, peft for adapters, onnx for
-        classifiers and language models, parquet for synthetic sets, limbeck for shipped networks. An adapter of a
-        diffusion model becomes LoRA weights of the stock pipeline with diffusers.
+        classifiers and language models, parquet for synthetic sets, limbeck for shipped networks, quantized for
+        quantised weights in their few bits. An adapter of a diffusion model becomes LoRA weights of the stock pipeline
+        with diffusers.
     out
         Folder to write; it must not exist yet, or be empty.
     merge

@@ -62,6 +62,7 @@ _FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "seconds_per_sample": ("a sample", duration),
     "cross_entropy": ("cross-entropy", "{:.4f}".format),
     "calibration_error": ("calibration error", "{:.4f}".format),
+    "sparsity": ("zeros", percent),
     "parameters": ("parameters", count),
     "flops": ("FLOPs an item", count),
     "latency": ("latency", duration),

@@ -9,12 +9,19 @@ from limbeck.core.errors import IncompatibleError
 
 
 def call(model: nn.Module, batch: Batch) -> Any:
-    """Runs a model on the fields of its modality: `image` alone, or `input_ids` with its `attention_mask`."""
+    """Runs a model on the fields of its modality: `image` alone, or `input_ids` and what goes with them."""
     if "image" in batch:
         return model(batch["image"])
     if "input_ids" in batch:
-        return model(input_ids=batch["input_ids"], attention_mask=batch.get("attention_mask"))
+        return model(**text_inputs(batch))
     raise IncompatibleError(f"no input for a model among {', '.join(batch)}", "name the tensor image or input_ids")
+
+
+def text_inputs(batch: Batch) -> dict[str, Tensor | None]:
+    """The fields of a text batch that a model reads, with those of a decoder that has inputs of its own."""
+    further = ("decoder_input_ids", "decoder_attention_mask")
+    fields: dict[str, Tensor | None] = {"input_ids": batch["input_ids"], "attention_mask": batch.get("attention_mask")}
+    return fields | {name: batch[name] for name in further if name in batch}
 
 
 def logits_of(output: Any) -> Tensor:

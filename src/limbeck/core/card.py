@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 Family = Literal["classic", "vision", "language", "trajectory", "distribution", "scenes", "datasets", "conversion"]
 Need = Literal["teacher", "student", "labels", "features", "prompts", "index"]
-Task = Literal["classification", "language-modelling", "generation", "scene", "dataset"]
+Task = Literal["classification", "language-modelling", "generation", "scene", "dataset", "any"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Card:
         arxiv: arXiv identifier, or "" where there is none.
         year: year of first publication.
         family: folder in `limbeck.methods`.
-        task: what its models do; picks the tiny run of the contract suite.
+        task: what its models do; picks the tiny run of the contract suite. "any": by the data.
         needs: what must be present: a teacher, labels, tapped features, prompts, item indices.
         use: one sentence: when to reach for it.
         couples_batch: its loss couples the items of a batch, so gradient accumulation changes it (ranks gather).

@@ -115,8 +115,10 @@ def check_recipe(tree: Any) -> Recipe:
         problem = explain(error, Recipe)
         raise RecipeError(_by_stage_name(problem.key, tree), problem.bare_message, problem.hint) from None
     check_data(recipe.data)
+    _check_whitening(recipe)
     for stage in recipe.stages:
         _check_method(stage)
+        _check_stage_data(stage, recipe)
         for part, models in {"student": [stage.student], "teacher": stage.teacher}.items():
             for model in models:
                 check_model(model, f"{stage.name}.{part}")
@@ -141,6 +143,22 @@ def _check_method(stage: StageSpec) -> None:
         raise RecipeError(f"{stage.name}.train", f"{name} trains", "add the key, e.g. train: {steps: 1000}")
     if not entry["trains"] and stage.train is not None:
         raise RecipeError(f"{stage.name}.train", f"{name} does not train by gradient", "remove the key")
+
+
+def _check_stage_data(stage: StageSpec, recipe: Recipe) -> None:
+    """What a stage trains on, where an earlier one is to make it, is a synthetic set."""
+    maker = next((other for other in recipe.stages if stage.data == f"stage:{other.name}"), None)
+    if maker is not None and catalogue.entry(maker.method)["card"]["task"] != "dataset":
+        reason = f"the method '{maker.method}' of stage '{maker.name}' makes no synthetic set"
+        raise RecipeError(f"{stage.name}.data", reason, "name a stage that does, or remove the key")
+
+
+def _check_whitening(recipe: Recipe) -> None:
+    """Only data-set distillation is given whitened images: nothing else keeps how to whiten those it will see."""
+    for stage in recipe.stages if recipe.data.whiten is not None else ():
+        if catalogue.entry(stage.method)["card"]["family"] != "datasets":
+            reason = f"whitened images are for data-set distillation, and '{stage.method}' is none"
+            raise RecipeError("data.whiten", reason, "remove the key")
 
 
 def _override(tree: dict[str, Any], key: str, value: Any) -> None:

@@ -118,8 +118,21 @@ class DataSpec(OptionsBase):
     )
     mean: list[float] | None = Field(None, description="per-channel mean of images in [0, 1]; data's own if absent")
     std: list[float] | None = Field(None, description="per-channel deviation of images in [0, 1]; data's own if absent")
+    whiten: float | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="ZCA: decorrelate the pixels of images in [0, 1], this added to their variances (papers: 0.1), in "
+        "place of mean and std; for data-set distillation",
+    )
     text: TextSpec = Field(TextSpec(), description="how text is tokenised; for text data only")
     workers: int = Field(0, ge=0, le=256, description="loader processes; 0 loads in the training process")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DataSpec":
+        if self.whiten is not None and (self.mean is not None or self.std is not None or self.encoding is not None):
+            raise ValueError("whiten takes the place of mean, std and encoding: leave them out")
+        return self
 
 
 class OptimizerSpec(OptionsBase):
@@ -228,8 +241,21 @@ class StageSpec(OptionsBase):
     teacher: Annotated[list[Named], BeforeValidator(_listed)] = Field(
         default_factory=list, description="what is matched; several make an ensemble"
     )
+    data: str | None = Field(
+        None,
+        pattern=r"^stage:[a-z][a-z0-9_-]{0,39}$",
+        description="`stage:NAME` trains on the synthetic set that an earlier stage made; the recipe's data if absent",
+    )
     cache: CacheSpec | None = Field(None, description="read the teachers' outputs from a cache; see `limbeck cache`")
     train: TrainSpec | None = Field(None, description="absent for methods that do not train by gradient")
+
+    @property
+    def earlier(self) -> list[str]:
+        """Names of the stages whose results this one works with."""
+        parts = [
+            name.partition(":") for name in (self.student.name, *(one.name for one in self.teacher), self.data or "")
+        ]
+        return [name for kind, _, name in parts if kind == "stage"]
 
 
 class Recipe(OptionsBase):
@@ -248,9 +274,8 @@ class Recipe(OptionsBase):
         for stage in self.stages:
             if stage.name in seen:
                 raise ValueError(f"two stages are called '{stage.name}'")
-            for model in [stage.student, *stage.teacher]:
-                kind, _, name = model.name.partition(":")
-                if kind == "stage" and name not in seen:
+            for name in stage.earlier:
+                if name not in seen:
                     raise ValueError(f"stage '{stage.name}' uses stage '{name}', which does not come before it")
             seen.append(stage.name)
         return self

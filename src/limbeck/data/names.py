@@ -86,6 +86,8 @@ def is_text(spec: DataSpec) -> bool:
 
 
 def _check_encoding(spec: DataSpec, key: str) -> None:
+    if spec.whiten is not None and (is_text(spec) or parse_data_name(spec.name).kind == "pairs"):
+        raise RecipeError(f"{key}.whiten", "only pictures are whitened", "remove the key")
     if spec.encoding is None:
         if spec.caption_column is not None:
             raise RecipeError(f"{key}.caption_column", "captions are for a pipeline's encoders", "set data.encoding")

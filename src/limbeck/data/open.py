@@ -62,8 +62,13 @@ def open_data(spec: DataSpec, seed: int = 0) -> DataSplit:
 
         encoded = encode(train, spec.encoding), encode(validation, spec.encoding, "validation")
         return DataSplit(*encoded)
-    _normalise(spec, train, validation)
     train.augmentations = tuple(spec.augment)
+    if spec.whiten is not None:
+        from limbeck.data.whitened import WhitenedSource, Whitening
+
+        whitening = Whitening(train, spec.whiten)
+        return DataSplit(WhitenedSource(train, whitening), WhitenedSource(validation, whitening))
+    _normalise(spec, train, validation)
     return DataSplit(train, validation)
 
 

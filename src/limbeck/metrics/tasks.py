@@ -4,6 +4,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from limbeck.data.text.source import TextSource
 from limbeck.metrics.classification import evaluate
 from limbeck.metrics.generation import evaluate_few_steps, evaluate_generation
 from limbeck.metrics.language import evaluate_language
@@ -21,7 +22,17 @@ class Evaluate(Protocol):
         ...
 
 
+def _by_data(
+    model: nn.Module, source: Any, *, teacher: Any = None, batch_size: Any = None, pause: Any = None
+) -> dict[str, int | float]:
+    """Classification where items have classes or are images, language modelling where they are running text."""
+    measure = evaluate_language if isinstance(source, TextSource) and not source.info().classes else evaluate
+    sizes = {} if batch_size is None else {"batch_size": batch_size}
+    return measure(model, source, teacher=teacher, pause=pause, **sizes)
+
+
 _MEASUREMENTS: dict[str, Evaluate] = {
+    "any": _by_data,
     "classification": evaluate,
     "dataset": evaluate_synthetic,
     "generation": evaluate_generation,

@@ -190,6 +190,7 @@ class SyntheticSetConfig(OptionsBase):
         None, gt=0, le=1000, description="step size of networks on the images, trained along; none if absent"
     )
     begun: bool = Field(False, description="the images are stored with the set: they do not start anew")
+    whitened: bool = Field(False, description="how the images were whitened is stored with the set")
 
 
 ExpertNetwork = Literal["pooled-convnet", "mlp"]

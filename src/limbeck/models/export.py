@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from limbeck.compression.quantized import quantization_of
 from limbeck.core.batch import Batch
 from limbeck.core.call import logits_of
 from limbeck.core.durable import write_bytes, write_json
@@ -13,10 +14,11 @@ from limbeck.core.errors import IncompatibleError, MissingExtraError
 from limbeck.diffusion.ports import without_adapter
 from limbeck.models.modes import evaluating
 from limbeck.models.normalisation import normalisation_of
+from limbeck.models.quantized_files import export_quantized
 from limbeck.models.saved import ecosystem, save_model
 from limbeck.synthesis.synthetic_set import SyntheticSet
 
-Format = Literal["transformers", "timm", "diffusers", "peft", "onnx", "parquet", "limbeck"]
+Format = Literal["transformers", "timm", "diffusers", "peft", "onnx", "parquet", "quantized", "limbeck"]
 
 
 def export_formats(model: nn.Module) -> list[str]:
@@ -28,7 +30,7 @@ def export_formats(model: nn.Module) -> list[str]:
         return [kind]
     if kind == "peft" and ecosystem(without_adapter(model)) == "diffusers":
         return [kind, "diffusers"]
-    return [kind, "onnx"]
+    return [kind, "onnx", "quantized"] if quantization_of(model) is not None else [kind, "onnx"]
 
 
 def export_model(
@@ -42,7 +44,8 @@ def export_model(
         to: "transformers" or "timm" (weights and configuration as that library loads them), "diffusers" (a pipeline;
             of a network with an adapter what the stock pipeline's `load_lora_weights` takes), "peft" (an adapter),
             "limbeck" (shipped networks and own classes), "parquet" (`train.parquet`, a synthetic set's pictures and
-            labels as `datasets` loads them), or "onnx" (`model.onnx`, any number of items at a time).
+            labels as `datasets` loads them), "onnx" (`model.onnx`, any number of items at a time), or "quantized" (a
+            quantised model in its few bits, as `limbeck.load` loads it).
         example: a batch of at least one item, for "onnx".
         merge: add the student's adapter into its base model's weights first; the result is an ordinary model.
 
@@ -75,8 +78,10 @@ def export_model(
         from limbeck.models.adapters.diffusers_lora import save_lora
 
         save_lora(model, folder)
+    elif to == "quantized":
+        export_quantized(model, folder)
     else:
-        save_model(model, folder)
+        save_model(model, folder, compact=False)
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 

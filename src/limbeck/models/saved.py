@@ -5,19 +5,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from limbeck.compression.quantized import note_quantization
 from limbeck.core.durable import MANIFEST, verify_folder, write_json
 from limbeck.core.errors import DamagedFileError, IncompatibleError, UsageError
 from limbeck.diffusion.denoiser import Process, note_process, process_of
 from limbeck.diffusion.guidance_adapted import GuidanceAdapted
 from limbeck.models.files import CONFIG, check_folder, read_config, read_weights, write_weights
 from limbeck.models.normalisation import normalisation_of, set_normalisation
+from limbeck.models.quantized_files import QUANTIZED, is_compact, load_compact, load_note, read_quantized, save_note
 from limbeck.models.shipped import build_shipped, shipped_name
 
 FORMAT = "limbeck"
 """Value of `format` in the config.json of shipped networks and of models of no known ecosystem."""
 
 
-def save_model(model: nn.Module, folder: Path) -> None:
+def save_model(model: nn.Module, folder: Path, *, compact: bool = True) -> None:
     """Writes a model into a folder, which is created if it is missing.
 
     Shipped networks become `config.json` and `model.safetensors`; timm models what `timm.create_model("local-dir:…")`
@@ -25,6 +27,9 @@ def save_model(model: nn.Module, folder: Path) -> None:
     its stock classes load; models with an adapter what `PeftModel.from_pretrained` loads. Guidance adapters are
     files of their own beside their base model. Of any other model the weights and the name of its class are kept: it
     is loaded into an object of that class.
+
+    Beside the weights of a quantised model `quantized.safetensors` keeps how they are quantised, unless `compact` is
+    false.
     """
     folder.mkdir(parents=True, exist_ok=True)
     kind = ecosystem(model)
@@ -51,6 +56,8 @@ def save_model(model: nn.Module, folder: Path) -> None:
     else:
         write_weights(model, folder)
         write_json(folder / "config.json", _own_config(model))
+    if compact and kind in ("limbeck", "timm", "transformers"):
+        save_note(model, folder)
 
 
 def load_model(folder: Path, model: nn.Module | None = None) -> nn.Module:
@@ -64,11 +71,22 @@ def load_model(folder: Path, model: nn.Module | None = None) -> nn.Module:
     Raises:
         UsageError: no such folder, a pickle instead of safetensors, or a link that leaves the folder.
         IncompatibleError: the weights do not fit `model`, or `model` is needed and absent.
-        DamagedFileError: a file is missing, truncated or not what its name says.
+        DamagedFileError: a file is missing, truncated or not what its name says, or describes other weights.
     """
     check_folder(folder)
     if (folder / MANIFEST).is_file():
         verify_folder(folder)
+    if is_compact(folder):
+        if model is None:
+            return load_compact(folder)
+        state, weights = read_quantized(folder / QUANTIZED)
+        return note_quantization(_fill(model, weights, folder), state)
+    loaded = _load(folder, model)
+    load_note(loaded, folder)
+    return loaded
+
+
+def _load(folder: Path, model: nn.Module | None) -> nn.Module:
     if (folder / "guidance_adapters.json").is_file():
         from limbeck.models.guidance_files import load_adapted
 

@@ -9,6 +9,7 @@ from limbeck.core.errors import IncompatibleError
 from limbeck.core.randomness import derive
 from limbeck.models.configs import Augmentation, Start, SyntheticSetConfig
 from limbeck.synthesis.synthetic_set import SyntheticSet, first_images
+from limbeck.synthesis.whitening import ZCA
 
 if TYPE_CHECKING:
     from limbeck.data.source import Source
@@ -37,6 +38,7 @@ class SyntheticImages(SyntheticSet):
         soft: bool = False,
         lr: float | None = None,
         begun: bool = False,
+        whitened: bool = False,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         made = SyntheticSetConfig(**arguments)
@@ -45,6 +47,8 @@ class SyntheticImages(SyntheticSet):
             labels = torch.nn.functional.one_hot(labels, made.classes).float()
         images = torch.randn(len(labels), made.channels, made.height, made.width)
         super().__init__(images, labels, made.lr, made.augmentation)
+        if made.whitened:
+            self.whitening = ZCA(images[0].numel())
         self.config: dict[str, Any] = made.model_dump(mode="json")
 
     def begin(self, source: "Source", seed: int) -> None:
@@ -68,6 +72,11 @@ class SyntheticImages(SyntheticSet):
         with torch.no_grad():
             self.images.copy_(images)
         self.config["begun"] = True
+
+    def note_whitening(self, whitening: ZCA) -> None:
+        """Keeps how the images are whitened, as `SyntheticSet.note_whitening`, and notes that for loading."""
+        super().note_whitening(whitening)
+        self.config["whitened"] = True
 
     def set_labels(self, labels: Tensor) -> None:
         """Exchanges the labels, as `SyntheticSet.set_labels`, and notes their kind for loading."""

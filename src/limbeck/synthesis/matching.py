@@ -55,7 +55,9 @@ def spatial_attention(
         power: above 0; the paper's 4, where the published code takes 1.
         norm: "l2" or "l1" of the flattened map, or "none".
     """
-    attention = _precise(features).abs().pow(power).sum(1).flatten(1)
+    # Each step that can be left out is a copy of the whole map less.
+    sizes = _precise(features) if power % 2 == 0 else _precise(features).abs()
+    attention = (sizes if power == 1 else sizes.pow(power)).sum(1).flatten(1)
     if norm == "none":
         return attention
     # A map that is 0 everywhere stays so, with a gradient of 0.

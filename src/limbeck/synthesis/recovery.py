@@ -70,7 +70,7 @@ def draw_window(
         aspect = math.exp(uniform(math.log(ratio[0]), math.log(ratio[1])))
         wide, tall = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
         if 0 < wide <= width and 0 < tall <= height:
-            top, left = int(uniform(0, height - tall + 1)), int(uniform(0, width - wide + 1))
+            top, left = int(uniform(0.0, height - tall + 1.0)), int(uniform(0.0, width - wide + 1.0))
             return Window(top, left, tall, wide)
     aspect = min(max(width / height, ratio[0]), ratio[1])
     tall, wide = min(height, round(width / aspect)), min(width, round(height * aspect))

@@ -1,18 +1,21 @@
 """A synthetic set: a few trainable images with labels that stand for a whole data set."""
 
+import copy
 import math
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
 from limbeck.synthesis.selection import SELECTIONS
+from limbeck.synthesis.whitening import ZCA
 
 Start = Literal["real", "noise", "kmeans", "herding", "k-centre"]
 """How the images of a set begin: drawn or chosen among the real ones of each class, or as standard normal noise."""
 
 
+@runtime_checkable
 class Labelled(Protocol):
     """What a set can be started from: `limbeck.data.source.Source`, say."""
 
@@ -38,6 +41,7 @@ class SyntheticSet(nn.Module):
         images: the parameter that is distilled.
         labels: a buffer.
         log_lr: natural logarithm of the step size (), a parameter; None where there is none.
+        whitening: how the images were whitened, to undo it for pictures; None where they were not.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -46,6 +50,7 @@ class SyntheticSet(nn.Module):
     images: nn.Parameter
     labels: Tensor
     log_lr: nn.Parameter | None
+    whitening: ZCA | None
 
     def __init__(
         self, images: Tensor, labels: Tensor, lr: float | None = None, augmentation: tuple[str, ...] = ()
@@ -58,6 +63,7 @@ class SyntheticSet(nn.Module):
         rate = None if lr is None else nn.Parameter(torch.tensor(math.log(lr)))
         self.register_parameter("log_lr", rate)
         self.augmentation = tuple(augmentation)
+        self.register_module("whitening", None)
 
     @classmethod
     def initialise(
@@ -105,8 +111,15 @@ class SyntheticSet(nn.Module):
             raise ValueError(f"{len(self)} images, but labels of shape {tuple(labels.shape)}")
         self.labels = labels.detach().clone().to(self.images.device)
 
+    def note_whitening(self, whitening: ZCA) -> None:
+        """Keeps a copy of how the images are whitened; it is saved with the set."""
+        self.whitening = copy.deepcopy(whitening).to(self.images.device)
+
     def budget(self) -> int:
-        """Bytes of images, labels and step size: what the set costs to store, at the precision that it has."""
+        """Bytes of images, labels and step size at the precision that they have: all that networks are trained on.
+
+        Whitening, which is a property of the real data, does not count.
+        """
         tensors = [self.images, self.labels, *([self.log_lr] if self.log_lr is not None else [])]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 

@@ -61,8 +61,8 @@ def micro_batch(stage: StageSpec, world: int) -> int:
 
 
 def stages_used(stage: StageSpec) -> list[str]:
-    """The earlier stages whose results are this one's teachers."""
-    parts = [model.name.partition(":") for model in stage.teacher]
+    """The earlier stages whose results are this one's teachers, or what these are shown."""
+    parts = [name.partition(":") for name in (*(model.name for model in stage.teacher), stage.data or "")]
     return [name for kind, _, name in parts if kind == "stage"]
 
 

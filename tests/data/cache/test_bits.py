@@ -3,7 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.data.cache.bits import SortedSets, pack, packed_bytes, unpack
+from limbeck.compression.packing import pack, packed_bytes, unpack
+from limbeck.data.cache.bits import SortedSets
 
 
 @pytest.mark.parametrize("width", range(25))

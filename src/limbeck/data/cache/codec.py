@@ -23,7 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from limbeck.data.cache.bits import SortedSets, pack, packed_bytes, unpack
+from limbeck.compression.packing import pack, packed_bytes, unpack
+from limbeck.data.cache.bits import SortedSets
 
 VERSION = 1
 _HEAD_BYTES = 6

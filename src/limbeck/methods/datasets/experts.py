@@ -42,7 +42,7 @@ class Experts(Procedure):
     that are missing. `processes` make several at once (a script that asks for them keeps its work under
     `if __name__ == "__main__"`), and each rank of a run makes its share; ranks need a common disk.
 
-    Whitening of the images (ZCA), which the papers use for some of their settings, is not here.
+    Whitening of the images (ZCA), which the papers use for some of their settings, is `data.whiten: 0.1`.
     """
 
     card = Card(

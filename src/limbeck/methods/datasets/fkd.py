@@ -36,9 +36,10 @@ class FastKnowledgeDistillation(Method):
     number of processes reads them, of whatever student, and never runs the teacher. Logits are rounded to half
     precision in either case, so both give the same.
 
-    The papers train on a recovered set (`sre2l`, `cda`, as it is stored, in 8 bits) for 300 epochs with AdamW at 0.001,
-    weight decay 0.01, cosine, in batches of 1,024, and of 64 to 128 where there are few images. CutMix couples the
-    items of a batch: under gradient accumulation partners come from the same micro-batch.
+    The papers train on a recovered set: with the stage's `data: stage:NAME` on that of an earlier stage `sre2l` or
+    `cda`, on the 256 levels that are stored. They take 300 epochs with AdamW at 0.001, weight decay 0.01, cosine, in
+    batches of 1,024, and of 64 to 128 where there are few images. CutMix couples the items of a batch: under gradient
+    accumulation partners come from the same micro-batch.
     """
 
     card = Card(

@@ -36,7 +36,7 @@ class MTT(Method):
     The teacher is a stage of `experts`. The papers step with SGD of rate 100 to 1000 and momentum 0.5, and 1e-5 to 1e-7
     for a: give `log_lr` a factor of its own in `optimizer.lr_multipliers`. The graph of N steps is held unless `chunk`
     says how many steps are recomputed together; about the square root of N holds least. The stage's batches are not
-    looked at; micro-batches and processes all do the same work. Whitening (ZCA) is not here.
+    looked at; micro-batches and processes all do the same work. For ZCA: `data.whiten`.
     """
 
     card = Card(

@@ -41,9 +41,9 @@ class SRe2L(Method):
 
     The paper's three stages: squeeze is `supervised` with batch norms; this is recover, with
     `optimizer: {name: adam, betas: [0.5, 0.9], lr: 0.25, schedule: cosine}` and 4,000 steps on ImageNet at 224 pixels,
-    from a `synthetic-set` of noise; relabel, and training on the result, is `fkd`. The data of the stage tell their
-    classes, size and normalisation alone. All processes do the same work. An average of weights (`train.ema`) would not
-    lie on the 256 levels.
+    from a `synthetic-set` of noise; relabel, and training on the result, is `fkd` with this stage as its `data`. The
+    data of this stage tell their classes, size and normalisation alone. All processes do the same work. An average of
+    weights (`train.ema`) would not lie on the 256 levels.
     """
 
     card = Card(
@@ -83,7 +83,7 @@ class SRe2L(Method):
                 "the student is no set of images with a class each", "take a synthetic-set with hard labels"
             )
         if data.normalisation is None:
-            raise IncompatibleError("nothing tells which values an image can have", "take images as data")
+            raise IncompatibleError("nothing tells which values an image can have", "take images, not whitened")
         try:
             batch_norms(self.model)
         except ValueError as error:

@@ -20,6 +20,8 @@ def as_images(made: SyntheticSet) -> Tensor:
     Raises:
         IncompatibleError: it is not noted what the images are normalised with.
     """
+    if made.whitening is not None:
+        return made.whitening.invert(made.images.detach()).cpu().clamp(0, 1)
     known = normalisation_of(made)
     if known is None:
         raise IncompatibleError("it is not noted what the set's images are normalised with", "take a run's result")

@@ -114,6 +114,8 @@ def load_as(origin: str, name: str) -> nn.Module:
 def _read_config(origin: str) -> Any:
     from transformers import AutoConfig
 
+    import limbeck.models.adapters.converted  # noqa: F401  # registers its model type
+
     try:
         return AutoConfig.from_pretrained(origin, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -198,6 +200,10 @@ def _named_class(name: str) -> Any:
     """A model class of transformers by name; None for anything else that may be called so."""
     import transformers
 
+    from limbeck.models.adapters.converted import ConvertedForCausalLM
+
+    if name == ConvertedForCausalLM.__name__:
+        return ConvertedForCausalLM
     found = getattr(transformers, name, None) if name.isidentifier() else None
     is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
     return found if is_model else None

@@ -1,0 +1,1 @@
+"""Methods whose student is the teacher, rewritten cheaper."""
