@@ -58,13 +58,13 @@ class TokenReader:
     example; models that scale or cap their logits, adapters on the head and sharded heads take the longer way.
 
     Args:
-        model: a causal or masked language model of transformers, adapters of peft included.
+        model: a causal, masked or encoder-decoder language model of transformers, adapters of peft included.
         example: a small batch to check on.
     """
 
     def __init__(self, model: nn.Module, example: Batch) -> None:
         self.model = model
-        self.shift = 0 if is_masked_model(model) else 1
+        self.shift = 0 if is_masked_model(model) or is_encoder_decoder(model) else 1
         path = _head_path(model)
         self.head_path = path if path is not None and self._is_exact(path, example) else None
 
@@ -87,7 +87,7 @@ class TokenReader:
         """Whether hidden states times the head are the model's logits."""
         device = next(self.model.parameters()).device
         example, training = example.to(device), self.model.training
-        kept = torch.ones_like(example["input_ids"], dtype=torch.bool)
+        kept = torch.ones_like(_labels(example), dtype=torch.bool)
         self.model.eval()
         whole = logits_of(call(self.model, example))[kept].float()
         parts = self._before_head(path, example, kept).logits().float()
@@ -117,6 +117,11 @@ def is_masked_model(model: nn.Module) -> bool:
     unwrap: Any = getattr(model, "get_base_model", None)  # of a peft model
     base = unwrap() if unwrap is not None else model
     return type(base).__name__.endswith("ForMaskedLM")
+
+
+def is_encoder_decoder(model: nn.Module) -> bool:
+    """Whether a model has a decoder with inputs of its own, whose labels are not shifted against its predictions."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
 def _labels(batch: Batch) -> Tensor:

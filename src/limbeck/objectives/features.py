@@ -1,4 +1,4 @@
-"""Objectives that compare feature maps position by position: hints, attention, OFD, ReviewKD, VID."""
+"""Objectives that compare feature maps position by position: hints, SquareHead, attention, OFD, ReviewKD, VID."""
 
 import math
 
@@ -33,6 +33,40 @@ def hint(
     """
     check_same_shape(student_features, teacher_features, CONNECT)
     return F.mse_loss(student_features, teacher_features.detach())
+
+
+@full_precision
+def square_head(
+    student_state: Float[Tensor, "tokens width"],
+    teacher_state: Float[Tensor, "tokens width"],
+    *,
+    eps: float = 2.0**-7,
+    teacher_square: Float[Tensor, ""] | None = None,
+) -> Float[Tensor, ""]:
+    r"""SquareHead's term of one layer: the squared error in units of the teacher's own size, whatever that is.
+
+    .. math:: \frac{\mathrm{mean}\,(f_s - f_t)^2}{\mathrm{mean}\,f_t^2 + \epsilon}
+
+    Args:
+        student_state: of the tokens that count.
+        teacher_state: of the same tokens, no gradient flows into it.
+        eps: at least 0; the default is the machine epsilon of bfloat16.
+        teacher_square: mean of the squared teacher's states, where these tokens are but a part of the batch.
+
+    Returns:
+        A scalar; 0 where the states agree, nearly 1 where the student's are 0. 0 without tokens.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Source: Kurtic et al., *Sparse Fine-tuning for Inference Acceleration of Large Language Models*, 2023, arXiv
+    2310.06927.
+    """
+    check_same_shape(student_state, teacher_state, "SquareHead needs a student with the teacher's width")
+    teacher = teacher_state.detach()
+    count = max(1, teacher.numel())
+    square = teacher.square().sum() / count if teacher_square is None else teacher_square
+    return (student_state - teacher).square().sum() / count / (square + eps)
 
 
 @full_precision
