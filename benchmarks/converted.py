@@ -9,8 +9,10 @@ Run: python benchmarks/converted.py [--csv benchmarks/results.csv]
 
 import argparse
 import copy
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,48 +52,51 @@ def write(model: Any, cache: Any) -> None:
         token = out.logits[:, -1:].argmax(-1)
 
 
-def seconds(work: Callable[[], Any], repeats: int) -> float:
-    """The fastest of some runs: what disturbs a machine only ever slows it down."""
-    best = float("inf")
+def seconds(works: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
+    """The median of each, measured in turn, so that a busy machine slows all alike."""
+    times: list[list[float]] = [[] for _ in works]
     for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - start)
-    return best
+        for found, work in zip(times, works, strict=True):
+            start = time.perf_counter()
+            work()
+            found.append(time.perf_counter() - start)
+    return [statistics.median(found) for found in times]
 
 
 @torch.no_grad()
 def main() -> None:
     """Measures every length and prints a line for each."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--csv", type=Path)
     table = parser.parse_args().csv
+    torch.set_num_threads(1)
     pair = models()
     for model in pair:  # first runs allocate
         write(model, read(model, torch.ones(1, 64, dtype=torch.long)))
     for length in LENGTHS:
         ids = torch.randint(VOCAB, (1, length))
-        repeats = 5 if length <= 1024 else 3
-        reading = [length / seconds(lambda model=model, ids=ids: read(model, ids), repeats) for model in pair]
+        repeats = 7 if length <= 1024 else 3
+        reading = [length / spent for spent in seconds([partial(read, model, ids) for model in pair], repeats)]
         caches = [read(model, ids) for model in pair]
         held = [cache_bytes(cache) / 2**20 for cache in caches]
         # Each run goes on from the last: NEW more tokens of context, next to nothing beside the length.
-        writing = [NEW / seconds(lambda m=m, c=c: write(m, c), repeats) for m, c in zip(pair, caches, strict=True)]
+        runs = [partial(write, model, cache) for model, cache in zip(pair, caches, strict=True)]
+        writing = [NEW / spent for spent in seconds(runs, 7)]
         print(
             f"{length:6d} tokens: reads {reading[1]:8.0f} against {reading[0]:8.0f} tokens/s, "
             f"writes {writing[1]:6.1f} against {writing[0]:6.1f} tokens/s, "
             f"holds {held[1]:6.3f} against {held[0]:6.3f} MiB"
         )
-        record(table, f"read {length} tokens", reading, "tokens/s")
-        record(table, f"generate with {length} tokens of context", writing, "tokens/s")
-        record(table, f"cache of {length} tokens", held, "MiB")
+        record(table, "converted-reading", length, reading, "tokens/s")
+        record(table, "converted-writing", length, writing, "tokens/s")
+        record(table, "converted-cache", length, held, "MiB")
 
 
-def record(table: Path | None, case: str, values: list[float], unit: str) -> None:
+def record(table: Path | None, benchmark: str, length: int, values: list[float], unit: str) -> None:
     """One row; `values` are the original's and the converted model's."""
     peer, ours = values
     ratio = peer / ours if unit == "MiB" else ours / peer
-    append_row(table, "converted", f"{case}, converted against original", ours, peer, ratio, unit)
+    append_row(table, benchmark, f"converted against original, {length} tokens", ours, peer, ratio, unit)
 
 
 if __name__ == "__main__":

@@ -217,7 +217,7 @@ def report(
 
 def lengths(path: Path | None, source: ArraySource, experts: Trajectories) -> None:
     """What the inner loop holds at several lengths."""
-    unit = f"MiB beyond weights, {HAND} with the whole graph"
+    unit = f"MiB beyond weights, peer {HAND} with the whole graph"
     for length in LENGTHS:
         chunk = max(2, round(length**0.5))
         method, by_hand = ftd(source, experts, length, augment=False)
@@ -225,8 +225,16 @@ def lengths(path: Path | None, source: ArraySource, experts: Trajectories) -> No
         whole, chunked = (peak(ours(one, source, 8, {"log_lr": RATE})) for one in (method, in_chunks))
         hand = peak(by_hand.train_step)
         print(f"{length} steps: {whole:.1f} MiB, in chunks {chunked:.1f}, by hand {hand:.1f}", flush=True)
-        append_row(path, "unroll-memory", f"{length} steps, whole", whole, hand, hand / whole, unit)
-        append_row(path, "unroll-memory", f"{length} steps, in chunks", chunked, hand, hand / chunked, unit)
+        append_row(path, "unroll-memory", f"whole, {length} steps", whole, hand, hand / whole, unit)
+        append_row(
+            path,
+            "unroll-memory",
+            f"in chunks against hand-written loop, {length} steps",
+            chunked,
+            hand,
+            hand / chunked,
+            unit,
+        )
 
 
 def main() -> None:

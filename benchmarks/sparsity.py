@@ -67,6 +67,21 @@ def counted(tokens: int) -> str:
     return "1 token" if tokens == 1 else f"{tokens} tokens"
 
 
+def named(kind: str) -> str:
+    """The kind with its peer, once for all kinds: the drawing has one line for dense products."""
+    return f"{kind} against dense" if kind == "CSR" else kind
+
+
+def zeros(share: float) -> str:
+    """A share of zeros as the end of a case."""
+    return f"{100 * share:.0f} % zeros"
+
+
+def benchmark(name: str, tokens: int) -> str:
+    """One drawing for a single token, whose product is bound by memory, and one for many."""
+    return f"{name}-token" if tokens == 1 else name
+
+
 def thinned(weight: Tensor, share: float, block: int = 1) -> Tensor:
     """The weight without its smallest entries, or blocks of entries."""
     rows, columns = weight.shape
@@ -84,13 +99,13 @@ def products(csv: Path | None) -> None:
             kinds = {"CSR": thinned(weight, share), f"BSR {BLOCK}x{BLOCK}": thinned(weight, share, BLOCK)}
             for kind, dense in kinds.items():
                 made = dense.to_sparse_csr() if kind == "CSR" else dense.to_sparse_bsr((BLOCK, BLOCK))
-                compare(csv, f"{kind}, {counted(tokens)}", share, made, dense, x)
+                compare(csv, kind, share, made, dense, x)
     if DEVICE.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0):
         half = torch.randn(SIZE, SIZE, device=DEVICE, dtype=torch.float16)
         runs = half.view(-1, 4)
         pairs = runs.scatter(1, runs.abs().argsort(1)[:, :2], 0.0).view_as(half)
         made = torch.sparse.to_sparse_semi_structured(pairs)
-        compare(csv, "2:4 float16, 64 tokens", 0.5, made, pairs, torch.randn(64, SIZE, device=DEVICE).half())
+        compare(csv, "2:4 float16", 0.5, made, pairs, torch.randn(64, SIZE, device=DEVICE).half())
 
 
 def compare(csv: Path | None, kind: str, share: float, sparse: Tensor, dense: Tensor, x: Tensor) -> None:
@@ -98,9 +113,10 @@ def compare(csv: Path | None, kind: str, share: float, sparse: Tensor, dense: Te
     right = x.T.contiguous()
     torch.testing.assert_close(sparse @ right, dense @ right, rtol=1e-2, atol=1e-2)
     ours, peer = seconds(lambda: sparse @ right, lambda: dense @ right)
-    case = f"linear {SIZE}x{SIZE}, {share:.0%} sparse, {kind}".replace("%", " %")
-    print(f"{case}: {ours * 1e6:.0f} µs against {peer * 1e6:.0f} dense, {peer / ours:.2f} as fast")
-    append_row(csv, "sparse-linear", case, ours * 1e6, peer * 1e6, peer / ours, "µs, dense")
+    case = f"{named(kind)}, {zeros(share)}"
+    print(f"{len(x)}: {case}: {ours * 1e6:.0f} µs against {peer * 1e6:.0f} dense, {peer / ours:.2f} as fast")
+    unit = f"µs, {counted(len(x))} through {SIZE}x{SIZE}, peer dense"
+    append_row(csv, benchmark("sparse-linear", len(x)), case, ours * 1e6, peer * 1e6, peer / ours, unit)
 
 
 def language_model(csv: Path | None) -> None:
@@ -122,9 +138,10 @@ def language_model(csv: Path | None) -> None:
             with torch.no_grad():
                 torch.testing.assert_close(sparse(ids).logits, pruned(ids).logits, rtol=1e-2, atol=1e-2)
                 ours, peer = seconds(lambda: sparse(ids), lambda: pruned(ids), rounds=7)  # noqa: B023
-            case = f"Llama 4x512, {share:.0%} sparse, CSR, {counted(tokens)}".replace("%", " %")
-            print(f"{case}: {tokens / ours:.0f} tokens/s against {tokens / peer:.0f} dense, {peer / ours:.2f} as fast")
-            append_row(csv, "sparse-model", case, tokens / ours, tokens / peer, peer / ours, "tokens/s, dense")
+            case, speeds = f"{named('CSR')}, {zeros(share)}", (tokens / ours, tokens / peer)
+            print(f"{tokens}: {case}: {speeds[0]:.0f} tokens/s against {speeds[1]:.0f}, {peer / ours:.2f} as fast")
+            unit = f"tokens/s, {counted(tokens)} through a Llama 4x512"
+            append_row(csv, benchmark("sparse-model", tokens), case, *speeds, peer / ours, unit)
 
 
 def sizes(csv: Path | None, model: nn.Module, share: float) -> None:
@@ -139,9 +156,17 @@ def sizes(csv: Path | None, model: nn.Module, share: float) -> None:
         rows[f"{path}.columns"], rows[f"{path}.rows"] = csr.col_indices().int(), csr.crow_indices().int()
     as_csr = io.BytesIO(save(rows)).getbuffer().nbytes
     for kind, size in (("safetensors, deflated", zipped), ("safetensors of CSR", as_csr)):
-        case = f"Llama 4x512, {share:.0%} sparse, {kind}".replace("%", " %")
+        case = f"{kind}, {zeros(share)}"
         print(f"{case}: {size / 2**20:.1f} MiB against {len(plain) / 2**20:.1f} dense")
-        append_row(csv, "sparse-bytes", case, size / 2**20, len(plain) / 2**20, len(plain) / size, "MiB, dense")
+        append_row(
+            csv,
+            "sparse-bytes",
+            case,
+            size / 2**20,
+            len(plain) / 2**20,
+            len(plain) / size,
+            "MiB of a Llama 4x512, peer dense",
+        )
 
 
 def main() -> None:

@@ -58,9 +58,15 @@ def draw(growth: Growth) -> str:
         axes = figure.subplots()
         shares = growth.quantity.startswith("%")
         for name, points in growth.lines.items():
-            power = "" if shares else f" (power {exponent(points):.1f})"
+            # A sum with 0.0 has no negative zero.
+            power = "" if shares else f" (power {round(exponent(points), 1) + 0.0:.1f})"
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=f"{name}{power}")
-        axes.set(xscale="linear" if shares else "log", yscale="log", xlabel=growth.quantity, ylabel=growth.unit)
+        axes.set(
+            xscale="linear" if shares else "log",
+            yscale="log",
+            xlabel=growth.quantity,
+            ylabel=growth.unit.partition(", peer")[0],
+        )
         sizes = sorted({size for points in growth.lines.values() for size, _ in points})
         axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
         axes.set_xticks([], minor=True)

@@ -63,6 +63,8 @@ _FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "cross_entropy": ("cross-entropy", "{:.4f}".format),
     "calibration_error": ("calibration error", "{:.4f}".format),
     "sparsity": ("zeros", percent),
+    "bits_per_weight": ("bits a weight", "{:.2f}".format),
+    "compact_bytes": ("compact file", size),
     "parameters": ("parameters", count),
     "flops": ("FLOPs an item", count),
     "latency": ("latency", duration),

@@ -164,6 +164,19 @@ FIGURES: dict[str, Figure] = {
         "low",
     ),
     "parameters": Figure("Parameters", "numbers that the network holds", _plain("parameters", count, mean), "low"),
+    "sparsity": Figure("Zeros", "share of zeros among the weights that were pruned", _plain("sparsity", percent, mean)),
+    "bits_per_weight": Figure(
+        "Bits a weight",
+        "of quantised weights: indices in a Huffman code, with scales, signs and levels",
+        _plain("bits_per_weight", "{:.2f}".format, mean),
+        "low",
+    ),
+    "compact_bytes": Figure(
+        "Compact file",
+        "bytes of the quantised network as `limbeck export --to quantized` writes it",
+        _plain("compact_bytes", lambda value: f"{count(value)}B", mean),
+        "low",
+    ),
     "flops": Figure(
         "FLOPs an item", "multiplications and additions of one answer", _plain("flops", count, mean), "low"
     ),
