@@ -1,5 +1,6 @@
 """Configuration of the documentation."""
 
+import re
 import sys
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -34,13 +35,15 @@ nitpick_ignore_regex = [("py:.*", ".*")]
 default_role = "code"
 
 
-def _keep_bars(app: Any, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
+def _keep_signs(app: Any, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
+    """Bars of magnitudes, and stars of shapes such as (items, *shape), are no markup."""
     lines[:] = [line if "\\" in line or ":math:" in line else line.replace("|", "\\|") for line in lines]
+    lines[:] = [re.sub(r"(?<![\w`*\\])\*(?=[a-z_]+[ ,)\]](?![^(]*\*))", r"\\*", line) for line in lines]
 
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
-    app.connect("autodoc-process-docstring", _keep_bars)
+    app.connect("autodoc-process-docstring", _keep_signs)
 
 
 # Shapes such as "*rays 3" in annotations of attributes would be read as markup.
