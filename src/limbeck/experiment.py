@@ -151,7 +151,7 @@ class Experiment:
         check_task(method_class(stage.method).card, info, stage.name)
         student = self.objects.get(f"{stage.name}.student") or self._model(stage, "student", 0, info)
         # Images are normalised for the student; teachers that want another normalisation convert from it.
-        usual = preferred_normalisation(method_class(stage.method).card, self.normalisation)
+        usual = preferred_normalisation(method_class(stage.method).card, student, self.normalisation)
         wanted = self.normalisation if self.recipe.data.mean else normalisation_of(student) or usual
         for source in (data.train, data.validation):
             normalise(source, wanted)

@@ -11,6 +11,7 @@ from limbeck.data.open import DataSplit
 from limbeck.data.source import ArraySource, ImageSource, Normalisation, Source
 from limbeck.data.text.source import TextSource
 from limbeck.data.whitened import WhitenedSource
+from limbeck.diffusion.denoiser import process_of
 from limbeck.models.normalisation import normalisation_of, set_normalisation
 from limbeck.models.synthetic import SyntheticImages
 from limbeck.models.tokenizers import set_tokenizer
@@ -44,11 +45,12 @@ def normalisation_of_data(source: Source) -> Normalisation | None:
     return source.normalisation if isinstance(source, ImageSource) else None
 
 
-def preferred_normalisation(card: Card, measured: Normalisation | None) -> Normalisation | None:
-    """What images are normalised with where neither the recipe nor a model says: generators work in [-1, 1], all other
-    methods on images of mean 0 and deviation 1, as they were `measured`.
+def preferred_normalisation(card: Card, student: nn.Module, measured: Normalisation | None) -> Normalisation | None:
+    """What images are normalised with where neither the recipe nor a model says: generators work in [-1, 1], whatever
+    the method, all else on images of mean 0 and deviation 1, as they were `measured`.
     """
-    if card.task not in ("generation", "scene") or measured is None:
+    generates = card.task in ("generation", "scene") or process_of(student) is not None
+    if not generates or measured is None:
         return measured
     channels = len(measured[0])
     return [0.5] * channels, [0.5] * channels

@@ -8,7 +8,8 @@ import torch
 from limbeck.compression.masks import Pattern, keep_largest, keep_pattern
 from limbeck.compression.matrices import reconstruction_error
 from limbeck.compression.saliency import saliency
-from limbeck.compression.second_order import inverse_factor, solve, symmetric_rounding
+from limbeck.compression.second_order import inverse_factor, solve
+from limbeck.compression.symmetric import SymmetricGrid
 
 
 def correlated(samples: int = 200, inputs: int = 12, seed: int = 0) -> torch.Tensor:
@@ -173,7 +174,7 @@ def test_rounding_keeps_zeros_and_lies_on_its_grid(bits, group):
         torch.manual_seed(seed)
         x, keep = correlated(seed=seed), torch.rand(8, 12) > 0.5
         weight = torch.randn(8, 12) * keep
-        rounding = symmetric_rounding(weight, bits, group)
+        rounding = SymmetricGrid.of(weight, bits, group)
         found = solve(weight, x.T @ x, keep=keep, rounding=rounding).weight
         most, size = 2 ** (bits - 1) - 1, group or 12
         assert not found[~keep].any()
@@ -189,8 +190,8 @@ def test_rounding_keeps_zeros_and_lies_on_its_grid(bits, group):
 
 
 def test_weights_on_the_grid_stay_as_they_are():
-    x, weight = correlated(), torch.randint(-7, 8, (5, 12)).float()
-    weight[:, 0] = 7
-    assert torch.equal(solve(weight, x.T @ x, rounding=symmetric_rounding(weight, 4)).weight, weight)
+    x, weight = correlated(), torch.randint(-7, 8, (5, 12)) / 7 * 3
+    weight[:, 0] = 3
+    assert torch.equal(solve(weight, x.T @ x, rounding=SymmetricGrid.of(weight, 4)).weight, weight)
     with pytest.raises(ValueError, match="at least 2 bits"):
-        symmetric_rounding(weight, 1)
+        SymmetricGrid.of(weight, 1)

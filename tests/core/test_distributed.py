@@ -16,8 +16,8 @@ from tests.core.toys import weights
 ROOT = Path(__file__).parents[2]
 
 
-def launch(*arguments: str, ranks: int = 2, **environment: str) -> None:
-    """Runs `tests.core.ranks` as several gloo processes; fails with their output if any fails."""
+def launch(*arguments: str, ranks: int = 2, program: str = "tests.core.ranks", **environment: str) -> None:
+    """Runs a program as several gloo processes; fails with their output if any fails."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -27,7 +27,7 @@ def launch(*arguments: str, ranks: int = 2, **environment: str) -> None:
             **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1",
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true", **environment,
         }  # fmt: skip
-        command = [sys.executable, "-m", "tests.core.ranks", *arguments]
+        command = [sys.executable, "-m", program, *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         processes.append(subprocess.Popen(command, cwd=ROOT, env=variables, **pipes))
     outputs = [process.communicate(timeout=100)[0].decode() for process in processes]

@@ -130,8 +130,13 @@ def test_a_path_that_is_not_there():
         swap_modules(Tree(), "layers.0.atn", no_bias)
 
 
-def test_in_a_diffusers_unet():
-    diffusers = pytest.importorskip("diffusers")
+@pytest.fixture(scope="module")
+def diffusers():
+    """The library, whose import takes longer than the test."""
+    return pytest.importorskip("diffusers.models")
+
+
+def test_in_a_diffusers_unet(diffusers):
     torch.manual_seed(0)
     unet = diffusers.UNet2DConditionModel(
         sample_size=8,

@@ -193,6 +193,7 @@ def test_a_fresh_process_needs_transformers_and_one_import(tmp_path):
     expected = model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
     code = (
         "import sys, torch\n"
+        "for absent in ('peft', 'scipy', 'sklearn', 'torchvision', 'PIL'): sys.modules[absent] = None\n"
         "import limbeck.models.adapters.converted\n"
         "from transformers import AutoModelForCausalLM\n"
         f"model = AutoModelForCausalLM.from_pretrained({str(tmp_path)!r})\n"

@@ -11,6 +11,10 @@ from limbeck.compression.quantized import QuantizedStateDict, quantization_of
 from limbeck.compression.quantizers import quantize
 from limbeck.compression.weights import chosen_weights
 from limbeck.core.errors import DamagedFileError, IncompatibleError
+from limbeck.diffusion.denoiser import Process, Sampling, denoiser_of, note_process, process_of
+from limbeck.diffusion.generation import generate
+from limbeck.diffusion.parameterisations import Direct
+from limbeck.diffusion.schedules import VPDiscrete
 from limbeck.models.convnet import ConvNet
 from limbeck.models.export import export_formats, export_model
 from limbeck.models.quantized_files import QUANTIZED, read_quantized
@@ -36,7 +40,19 @@ def llama() -> nn.Module:
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, **heads))
 
 
-MODELS = {"shipped": lambda: ConvNet(width=4, depth=3), "timm": timm_model, "transformers": llama}
+def unet() -> nn.Module:
+    pytest.importorskip("diffusers")
+    from tests.models import pipelines
+
+    return note_process(pipelines.unet(), Process(VPDiscrete.named("linear"), Direct("eps", 1.0), Sampling("ddim", 4)))
+
+
+MODELS = {
+    "shipped": lambda: ConvNet(width=4, depth=3),
+    "timm": timm_model,
+    "transformers": llama,
+    "diffusers": unet,
+}
 
 
 @pytest.fixture(params=MODELS)
@@ -55,13 +71,13 @@ def test_the_compact_folder_loads_to_the_same_bits(model, first_and_last, tmp_pa
     model = quantised(model, first_and_last=first_and_last)
     files = export_model(model, tmp_path / "out", "quantized")
     assert {file.suffix for file in files} == {".json", ".safetensors"}
-    assert [file.name for file in files if file.suffix == ".safetensors"] == [QUANTIZED]
+    stored = [file for file in files if file.suffix == ".safetensors"]
+    assert [file.name for file in stored] == [QUANTIZED]
     loaded = limbeck.load(tmp_path / "out")
     assert type(loaded) is type(model)
     assert same(loaded, model)
     assert quantization_of(loaded).keys() == quantization_of(model).keys()
-    size = (tmp_path / "out" / QUANTIZED).stat().st_size
-    assert size < 0.7 * sum(value.nbytes for value in model.state_dict().values())
+    assert stored[0].stat().st_size < 0.7 * sum(value.nbytes for value in model.state_dict().values())
 
 
 def test_a_saved_model_keeps_how_it_is_quantised(model, tmp_path):
@@ -172,3 +188,56 @@ def test_weights_of_a_denoiser_of_diffusers_can_be_quantised():
 def test_the_file_says_what_it_holds(folder):
     with safe_open(folder / QUANTIZED, "pt") as file:
         assert set(file.metadata()) == {"quantized", "sha256"}
+
+
+@torch.no_grad()
+def test_a_quantised_pipeline_keeps_its_other_components_and_its_empty_prompt(stock, tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    from limbeck.models.adapters.diffusers import load_diffusers
+    from limbeck.models.adapters.diffusers_classes import pipeline_of
+
+    network = quantised(load_diffusers(stock.text), 16)
+    save_model(network, tmp_path / "student")
+    assert (tmp_path / "student" / "unet" / QUANTIZED).is_file()
+    whole = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "student")
+    assert same(whole.unet, network)
+    assert export_formats(load_model(tmp_path / "student")) == ["diffusers", "quantized"]
+    files = export_model(load_model(tmp_path / "student"), tmp_path / "out", "quantized")
+    parts = {str(file.relative_to(tmp_path / "out")) for file in files if file.suffix == ".safetensors"}
+    assert parts == {f"unet/{QUANTIZED}", "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"}
+    for loaded in (limbeck.load(tmp_path / "out"), load_diffusers(tmp_path / "out"), load_model(tmp_path / "out")):
+        assert same(loaded, network)
+        assert not loaded.training
+        assert quantization_of(loaded).keys() == quantization_of(network).keys()
+        assert pipeline_of(loaded) == tmp_path / "out"
+        assert process_of(loaded).config() == process_of(network).config()
+        null = denoiser_of(loaded).null({"prompt": torch.zeros(1, 12, 16)})["prompt"]
+        assert null.abs().sum() > 0
+    noise, prompts = torch.randn(2, 4, 8, 8), {"prompt": torch.randn(2, 12, 16)}
+    images = [generate(denoiser_of(one.eval()), noise, prompts, steps=2) for one in (network, loaded)]
+    assert torch.equal(*images)
+    save_model(loaded, tmp_path / "again")
+    assert same(load_model(tmp_path / "again"), network)
+
+
+def test_a_damaged_compact_network_is_refused(tmp_path):
+    export_model(quantised(unet()), tmp_path / "out", "quantized")
+    path = tmp_path / "out" / "unet" / QUANTIZED
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DamagedFileError):
+        limbeck.load(tmp_path / "out")
+    export_model(quantised(timm_model()), tmp_path / "other", "quantized")
+    shutil.copy(tmp_path / "other" / QUANTIZED, path)
+    with pytest.raises(IncompatibleError, match="do not fit"):
+        limbeck.load(tmp_path / "out")
+
+
+def test_an_adapter_has_no_compact_form(tmp_path):
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(llama(), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    model = quantised(adapted)
+    assert export_formats(model) == ["peft", "onnx"]
+    with pytest.raises(IncompatibleError, match=r"cannot be exported to quantized\n.*merge its adapter"):
+        export_model(model, tmp_path / "out", "quantized")
+    save_model(model, tmp_path / "student")
+    assert not (tmp_path / "student" / QUANTIZED).exists()

@@ -159,12 +159,19 @@ class Masks(nn.Module):
 
 
 def sparsity_report(model: nn.Module, names: Iterable[str]) -> dict[str, Any]:
-    """Shares of zeros: `sparsity` over all the named parameters, and `sparsity_by_layer` of each."""
-    weights = {name: model.get_parameter(name).detach() for name in names}
+    """Shares of zeros: `sparsity` over all the named parameters, and `sparsity_by_layer` of each; sharded
+    ones are gathered.
+    """
+    weights = {name: _whole(model.get_parameter(name).detach()) for name in names}
     zeros = {name: int((weight == 0).sum()) for name, weight in weights.items()}
     total = sum(weight.numel() for weight in weights.values())
     layers = {name.removesuffix(".weight"): zeros[name] / weight.numel() for name, weight in weights.items()}
     return {"sparsity": sum(zeros.values()) / max(total, 1), "sparsity_by_layer": layers}
+
+
+def _whole(weight: Tensor) -> Tensor:
+    gather: Any = getattr(weight, "full_tensor", None)
+    return weight if gather is None else gather()
 
 
 def _buffer(name: str) -> str:

@@ -11,7 +11,7 @@ from limbeck.compression.masks import Pattern, keep_but, keep_pattern
 from limbeck.compression.saliency import damped
 
 Rounding = Callable[[Tensor, int], Tensor]
-"""(column (outputs,), its number) -> the column with rounded values; zeros stay zeros."""
+"""(column (outputs,), its number) -> the column with rounded values; zeros stay zeros. See `symmetric`."""
 
 
 class Solved(NamedTuple):
@@ -149,30 +149,3 @@ def _quota(weight: Tensor, sparsity: float, start: int, stop: int) -> int:
     """Zeros of the columns start to stop; over all blocks they add up to the rounded share of the whole."""
     rows = weight.shape[0]
     return round(sparsity * rows * stop) - round(sparsity * rows * start)
-
-
-def symmetric_rounding(weight: Float[Tensor, "outputs inputs"], bits: int, group: int | None = None) -> Rounding:
-    """Rounding to the nearest of 2^bits - 1 evenly spaced values around zero, as a rule for the columns of `solve`.
-
-    The step is the largest weight of the output, or of each group of its inputs, over 2^(bits-1) - 1; zeros stay
-    exactly zero.
-
-    Args:
-        weight: what the steps are measured on.
-        bits: at least 2.
-        group: inputs that share a step; all of an output's if absent.
-
-    Raises:
-        ValueError: fewer than two bits, or a group below 1.
-    """
-    if bits < 2 or (group is not None and group < 1):
-        raise ValueError(f"symmetric rounding takes at least 2 bits and groups of at least 1, not {bits} and {group}")
-    most, size = 2 ** (bits - 1) - 1, group or weight.shape[1]
-    steps = torch.stack([part.abs().amax(1) / most for part in weight.detach().split(size, dim=1)], 1)
-    steps = torch.where(steps == 0, torch.ones_like(steps), steps)
-
-    def rounded(column: Tensor, number: int) -> Tensor:
-        step = steps[:, number // size].to(column.dtype)
-        return (column / step).round().clamp(-most, most) * step
-
-    return rounded

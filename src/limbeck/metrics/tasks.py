@@ -5,6 +5,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from limbeck.data.text.source import TextSource
+from limbeck.diffusion.denoiser import process_of
 from limbeck.metrics.classification import evaluate
 from limbeck.metrics.generation import evaluate_few_steps, evaluate_generation
 from limbeck.metrics.language import evaluate_language
@@ -25,9 +26,13 @@ class Evaluate(Protocol):
 def _by_data(
     model: nn.Module, source: Any, *, teacher: Any = None, batch_size: Any = None, pause: Any = None
 ) -> dict[str, int | float]:
-    """Classification where items have classes or are images, language modelling where they are running text."""
-    measure = evaluate_language if isinstance(source, TextSource) and not source.info().classes else evaluate
+    """Generation by denoisers; else classification where items have classes or are images, language modelling
+    where they are running text.
+    """
     sizes = {} if batch_size is None else {"batch_size": batch_size}
+    if process_of(model) is not None:
+        return evaluate_generation(model, source, teacher=teacher, pause=pause, **sizes)
+    measure = evaluate_language if isinstance(source, TextSource) and not source.info().classes else evaluate
     return measure(model, source, teacher=teacher, pause=pause, **sizes)
 
 
@@ -52,7 +57,7 @@ def details_for(task: str, model: nn.Module, source: Any, pause: Any = None, tra
     """
     if task == "dataset":
         return compare_synthetic(model, source, train, pause=pause)
-    if task != "generation":
+    if task != "generation" and not (task == "any" and process_of(model) is not None):
         return {}
     found = evaluate_few_steps(model, source, pause)
     return {"by_steps": found} if found else {}

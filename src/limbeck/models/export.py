@@ -26,11 +26,10 @@ def export_formats(model: nn.Module) -> list[str]:
     kind = ecosystem(model)
     if isinstance(model, SyntheticSet):
         return [kind, "parquet"]
-    if kind == "diffusers":
-        return [kind]
-    if kind == "peft" and ecosystem(without_adapter(model)) == "diffusers":
-        return [kind, "diffusers"]
-    return [kind, "onnx", "quantized"] if quantization_of(model) is not None else [kind, "onnx"]
+    if kind == "peft":
+        return [kind, "diffusers" if ecosystem(without_adapter(model)) == "diffusers" else "onnx"]
+    formats = [kind] if kind == "diffusers" else [kind, "onnx"]
+    return [*formats, "quantized"] if quantization_of(model) is not None else formats
 
 
 def export_model(

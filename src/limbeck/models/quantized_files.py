@@ -14,10 +14,11 @@ from limbeck.compression.quantized import QuantizedStateDict, note_quantization,
 from limbeck.compression.storage import compact, digest, expand
 from limbeck.core.durable import MANIFEST, write_bytes
 from limbeck.core.errors import DamagedFileError, IncompatibleError
-from limbeck.models.files import WEIGHTS
+from limbeck.models.adapters.diffusers_classes import COMPONENTS
+from limbeck.models.files import CONFIG, WEIGHTS
 
 QUANTIZED = "quantized.safetensors"
-"""Name of the file."""
+"""Name of the file; it lies where the weights do, which of a pipeline is the folder of its network."""
 
 _LARGEST_DESCRIPTION = 64 << 20
 
@@ -29,7 +30,7 @@ def save_note(model: nn.Module, folder: Path) -> None:
     """
     state = quantization_of(model)
     if state is not None:
-        write_bytes(folder / QUANTIZED, quantized_bytes(state))
+        write_bytes(compact_file(folder), quantized_bytes(state))
 
 
 def load_note(model: nn.Module, folder: Path) -> None:
@@ -38,7 +39,7 @@ def load_note(model: nn.Module, folder: Path) -> None:
     Raises:
         DamagedFileError: the file is altered, or does not describe these very weights.
     """
-    path = folder / QUANTIZED
+    path = compact_file(folder)
     if not path.is_file():
         return
     state, _ = read_quantized(path)
@@ -56,7 +57,8 @@ def quantized_bytes(state: QuantizedStateDict, plain: nn.Module | None = None) -
 def export_quantized(model: nn.Module, folder: Path) -> None:
     """Writes a folder with the model's configuration and, in place of its weights, the compact file.
 
-    `limbeck.load` reads it, to the same bits; the libraries of the model's own ecosystem do not.
+    `limbeck.load` reads it, to the same bits; the libraries of the model's own ecosystem do not. The other
+    components of a pipeline are copied as they are.
 
     Raises:
         IncompatibleError: the model is not quantised.
@@ -69,18 +71,26 @@ def export_quantized(model: nn.Module, folder: Path) -> None:
             "the model's weights are not quantised", "quantise it: quantized-distillation, differentiable-quantization"
         )
     save_model(model, folder, compact=False)
-    for path in [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]:
+    file = compact_file(folder)
+    for path in [*file.parent.glob("*.safetensors"), *file.parent.glob("*.safetensors.index.json")]:
         path.unlink()
-    write_bytes(folder / QUANTIZED, quantized_bytes(state, model))
+    write_bytes(file, quantized_bytes(state, model))
+
+
+def compact_file(folder: Path) -> Path:
+    """Where the compact file of a model's folder lies, whether there is one or not."""
+    homes = [folder / part for part in COMPONENTS if (folder / part / CONFIG).is_file()]
+    return (homes[0] if homes else folder) / QUANTIZED
 
 
 def is_compact(folder: Path) -> bool:
     """Whether a folder holds the compact file in place of weights."""
-    return (folder / QUANTIZED).is_file() and not any(path.name != QUANTIZED for path in folder.glob("*.safetensors"))
+    file = compact_file(folder)
+    return file.is_file() and not any(path.name != QUANTIZED for path in file.parent.glob("*.safetensors"))
 
 
 def load_compact(folder: Path) -> nn.Module:
-    """Loads what `export_quantized` wrote: the very weights, to the bit.
+    """Loads what `export_quantized` wrote of any model but one of diffusers: the very weights, to the bit.
 
     The weights are written out into a temporary folder, so that each ecosystem's own reader builds the model.
 
@@ -103,6 +113,22 @@ def load_compact(folder: Path) -> nn.Module:
         raise DamagedFileError(folder / QUANTIZED, "it is not of the model that config.json describes")
     if getattr(getattr(model, "config", None), "_name_or_path", ""):
         model.config._name_or_path = str(folder)
+    return note_quantization(model, state)
+
+
+def fill_compact(model: nn.Module, folder: Path) -> nn.Module:
+    """Fills a model from a folder's compact file, to the bit, and notes on it how its weights are quantised.
+
+    Raises:
+        DamagedFileError: the file is altered, truncated or incomplete.
+        IncompatibleError: the weights do not fit the model.
+    """
+    state, weights = read_quantized(compact_file(folder))
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1:2] or [str(error)]
+        raise IncompatibleError(f"the weights in {folder} do not fit its configuration: {reason[0].strip()}") from error
     return note_quantization(model, state)
 
 

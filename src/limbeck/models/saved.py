@@ -5,14 +5,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from limbeck.compression.quantized import note_quantization
 from limbeck.core.durable import MANIFEST, verify_folder, write_json
 from limbeck.core.errors import DamagedFileError, IncompatibleError, UsageError
 from limbeck.diffusion.denoiser import Process, note_process, process_of
 from limbeck.diffusion.guidance_adapted import GuidanceAdapted
 from limbeck.models.files import CONFIG, check_folder, read_config, read_weights, write_weights
 from limbeck.models.normalisation import normalisation_of, set_normalisation
-from limbeck.models.quantized_files import QUANTIZED, is_compact, load_compact, load_note, read_quantized, save_note
+from limbeck.models.quantized_files import fill_compact, is_compact, load_compact, load_note, save_note
 from limbeck.models.shipped import build_shipped, shipped_name
 
 FORMAT = "limbeck"
@@ -56,7 +55,7 @@ def save_model(model: nn.Module, folder: Path, *, compact: bool = True) -> None:
     else:
         write_weights(model, folder)
         write_json(folder / "config.json", _own_config(model))
-    if compact and kind in ("limbeck", "timm", "transformers"):
+    if compact and kind != "peft":
         save_note(model, folder)
 
 
@@ -76,11 +75,8 @@ def load_model(folder: Path, model: nn.Module | None = None) -> nn.Module:
     check_folder(folder)
     if (folder / MANIFEST).is_file():
         verify_folder(folder)
-    if is_compact(folder):
-        if model is None:
-            return load_compact(folder)
-        state, weights = read_quantized(folder / QUANTIZED)
-        return note_quantization(_fill(model, weights, folder), state)
+    if is_compact(folder) and not _is_of_diffusers(folder):
+        return load_compact(folder) if model is None else fill_compact(model, folder)
     loaded = _load(folder, model)
     load_note(loaded, folder)
     return loaded

@@ -1,6 +1,7 @@
 """What the generators of a run draw from the same noise, side by side, with what a sample costs; and its scenes, seen
 from all sides."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ class Gallery:
 def samples(story: Story) -> Section | None:
     """Samples of every stage of the first run that makes images or scenes; None where no run does."""
     for view in story.views:
-        made = {stage.name: _task(stage.method) for stage in view.recipe.stages if stage.name in view.results}
+        made = {s.name: _task(s.method, view.results[s.name]) for s in view.recipe.stages if s.name in view.results}
         stages = [name for name, task in made.items() if task in ("generation", "scene")]
         if not stages:
             continue
@@ -58,11 +59,13 @@ def samples(story: Story) -> Section | None:
     return None
 
 
-def _task(method: str) -> str:
+def _task(method: str, figures: Mapping[str, Any]) -> str:
+    """What a stage's result does; of a method for any task its figures tell."""
     try:
-        return method_class(method).card.task
+        task = method_class(method).card.task
     except LimbeckError:
         return ""
+    return "generation" if task == "any" and "seconds_per_sample" in figures else task
 
 
 def _views(view: RunView, stage: str) -> list[Gallery]:

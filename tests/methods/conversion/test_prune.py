@@ -7,13 +7,15 @@ import torch
 
 from limbeck.compression.masks import Pattern, keep_largest
 from limbeck.compression.matrices import InputStatistics, as_matrices, input_rows, matrix_layers
+from limbeck.compression.quantized import quantization_of
 from limbeck.compression.second_order import solve
 from limbeck.core.call import call
 from limbeck.core.errors import IncompatibleError, Interrupted
 from limbeck.core.method import ProcedureContext
 from limbeck.core.randomness import generator
 from limbeck.data.source import ArraySource
-from limbeck.methods.conversion.prune import Prune, _block_of
+from limbeck.methods.conversion.layer_choice import block_of
+from limbeck.methods.conversion.prune import Prune
 from limbeck.metrics.tasks import evaluate_for
 from limbeck.models.convnet import ConvNet
 from tests.methods.language.rig import gpt2, llama, source
@@ -99,9 +101,9 @@ def test_how_often_inputs_are_looked_at_again(tmp_path):
     assert all(torch.allclose(state[early], made["never"][early], atol=1e-6) for state in made.values())
     assert not torch.equal(made["layer"][late], made["block"][late])
     assert not torch.equal(made["never"][late], made["block"][late])
-    assert _block_of("model.layers.11.mlp.up_proj") == "model.layers.11"
-    assert _block_of("3") == "3"
-    assert _block_of("head") == "head"
+    assert block_of("model.layers.11.mlp.up_proj") == "model.layers.11"
+    assert block_of("3") == "3"
+    assert block_of("head") == "head"
 
 
 @pytest.mark.parametrize("criterion", ["obs", "wanda", "magnitude"])
@@ -191,3 +193,21 @@ def test_it_is_measured_by_what_the_data_are():
     measure = evaluate_for(Prune.card.task)
     assert "accuracy" in measure(ConvNet(width=4), images())
     assert "perplexity" in measure(llama(), source())
+
+
+@pytest.mark.parametrize(("bits", "group"), [(2, None), (4, 8), (9, None)])
+def test_rounding_is_noted_to_the_bit_also_after_an_interruption(bits, group, tmp_path):
+    with pytest.raises(Interrupted):
+        pruned(llama(), tmp_path, pause=Stops(2), bits=bits, group=group)
+    result, figures = pruned(llama(), tmp_path, bits=bits, group=group)
+    state = quantization_of(result)
+    assert state.keys() == {f"{path}.weight" for path in figures["sparsity_by_layer"]}
+    assert {tensor.levels for tensor in state.values()} == {2 ** (bits - 1)}
+    assert figures["quantized_weights"] == sum(tensor.count for tensor in state.values())
+
+
+def test_what_the_compact_form_cannot_hold_is_not_noted(tmp_path):
+    assert quantization_of(pruned(gpt2(), tmp_path / "transposed", bits=4)[0]) is None
+    assert quantization_of(pruned(llama(), tmp_path / "fine", bits=10)[0]) is None
+    state = quantization_of(pruned(llama(), tmp_path / "uneven", bits=4, group=16)[0])
+    assert len(state) == 12  # but the two layers of 24 inputs

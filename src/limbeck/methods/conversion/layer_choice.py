@@ -1,5 +1,9 @@
 """Which layers a conversion works on: one pair of options and one answer for all that thin out or round weights."""
 
+import re
+from collections.abc import Iterable
+from itertools import groupby
+
 from pydantic import Field
 from torch import nn
 
@@ -27,3 +31,14 @@ def chosen_layers(model: nn.Module, options: LayerOptions) -> dict[str, nn.Modul
         return matrix_layers(model, options.layers, options.exclude)
     except ValueError as error:
         raise IncompatibleError(str(error), "see the options layers and exclude") from error
+
+
+def by_block(paths: Iterable[str]) -> list[list[str]]:
+    """Paths that follow each other within one of the network's blocks, together."""
+    return [list(together) for _, together in groupby(paths, block_of)]
+
+
+def block_of(path: str) -> str:
+    """The path down to the first number: `model.layers.3` of `model.layers.3.mlp.up_proj`; else the whole path."""
+    found = re.match(r"(.*?(?:^|\.)\d+)(?:\.|$)", path)
+    return found[1] if found else path

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from limbeck.core.batch import Batch
 from limbeck.core.card import Card
@@ -45,7 +46,7 @@ class Mohawk(TokenMethod):
     alignment all of the mixers, with blocks of frozen MLPs; distillation everything. The stage that is called by
     itself, the default, is distillation: with the weights that carry over it is of use alone.
 
-    Alignment and orientation call mixers by themselves, which sharded (FSDP) weights do not allow.
+    Alignment and orientation call mixers by themselves, which sharded (FSDP) weights do not allow: they are refused.
     """
 
     card = Card(
@@ -124,6 +125,11 @@ class Mohawk(TokenMethod):
 
     def _layer_by_layer(self, batch: Batch) -> Update:
         """Orientation or alignment: the mean over the layers, each on what the teacher's layer receives."""
+        if any(isinstance(parameter, DTensor) for parameter in self.student.parameters()):
+            raise IncompatibleError(
+                f"stage {self.options.stage} calls mixers by themselves, and sharded ones cannot be",
+                "launch this stage without FSDP; distillation may go on with it",
+            )
         teacher, mask = live_model(self.teacher, "MOHAWK"), _tokens(batch)
         by_block = self.options.stage == "alignment" and self.options.freeze_mlp is False
         paths = [block_of(path) for path in self.paths] if by_block else self.paths

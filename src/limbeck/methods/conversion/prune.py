@@ -1,8 +1,5 @@
 """SparseGPT: a trained network made sparse in one shot, layer by layer (Frantar, Alistarh, 2023)."""
 
-import re
-from collections.abc import Iterator
-from itertools import groupby
 from typing import Any, Literal, Self
 
 import torch
@@ -18,19 +15,21 @@ from limbeck.compression.matrices import (
     reached_in_order,
     reconstruction_error,
 )
+from limbeck.compression.quantized import QuantizedStateDict, note_quantization, quantization_of
 from limbeck.compression.saliency import Criterion, saliency
-from limbeck.compression.second_order import Solved, solve, symmetric_rounding
+from limbeck.compression.second_order import solve
+from limbeck.compression.storage import code_sizes
+from limbeck.compression.symmetric import SymmetricGrid
 from limbeck.core.batch import Batch
-from limbeck.core.call import call
 from limbeck.core.card import Card
 from limbeck.core.checkpoint import Checkpoint, Checkpoints
 from limbeck.core.distributed import World
 from limbeck.core.errors import IncompatibleError, Interrupted
 from limbeck.core.method import Procedure, ProcedureContext
-from limbeck.core.randomness import generator
 from limbeck.core.registry import register
 from limbeck.core.snapshot import load_module, module_tensors
-from limbeck.methods.conversion.layer_choice import LayerOptions, chosen_layers
+from limbeck.methods.conversion.calibration import calibration_batches, run_calibration
+from limbeck.methods.conversion.layer_choice import LayerOptions, by_block, chosen_layers
 
 
 @register
@@ -44,7 +43,11 @@ class Prune(Procedure):
     Columns are settled from left to right; in each block of columns the smallest :math:`\epsilon` become zero and the
     columns to come are changed by :math:`\delta`. Layers follow each other as the network runs them, and X is what
     comes out of those that are pruned already. With `bits` what stays is rounded by the same solver to evenly spaced
-    values around zero, whose zeros are exact; the weights are still stored as numbers of floating point.
+    values around zero, whose zeros are exact. Up to 9 bits `limbeck export --to quantized` writes the layers so small,
+    but those of GPT-2, whose matrices lie transposed, and those whose inputs are no whole number of groups.
+
+    A denoiser, shipped or of diffusers, is judged at the noisy items and times at which its sampler asks it, with and
+    without the condition where it is guided.
 
     Weights that are zero already stay zero and count, so that a fine-tuned sparse network is rounded with sparsity 0.
     Embeddings, norms and the output head stay dense. The result is an ordinary network of the same class: its zeros
@@ -108,29 +111,38 @@ class Prune(Procedure):
         self.pattern = Pattern.parse(self.options.pattern)
         self.layers = chosen_layers(self.student, self.options)
         self._check()
-        batches = [batch.to(device) for batch in self._calibration(context)]
+        drawn = calibration_batches(
+            self.student, context.source, context.seed, self.options.calibration_items, self.options.batch_size
+        )
+        batches = [batch.to(device) for batch in drawn]
         order = self._order(batches[0])
         self.unreached = sorted(self.layers.keys() - set(order))
         self.errors: dict[str, float] = {}
+        self.scales: dict[str, Tensor] = {}  # of the rounding, by layer
         states, groups = Checkpoints(context.directory, keep=1), self._groups(order)
         begin = self._restored(states)
         for number, group in enumerate(groups[begin:], begin):
             try:
                 context.pause()
             except Interrupted:
-                student = {"student": module_tensors(self.student)}
-                states.save(Checkpoint(number, student, {"errors": self.errors}))
+                tensors = {"student": module_tensors(self.student), "scales": self.scales}
+                states.save(Checkpoint(number, tensors, {"errors": self.errors}))
                 raise
             self._prune({path: self.layers[path] for path in group}, batches)
             worst = max(self.errors[path] for path in group)
             context.log({"step": number + 1, "layers": len(self.errors), "reconstruction_error": worst})
+        self._note_rounding()
         return self.student
 
     def figures(self) -> dict[str, Any]:
-        """Shares of zeros and errors of the layers' outputs, together and by layer; layers that no item reached."""
+        """Shares of zeros and errors of the layers' outputs, together and by layer; layers that no item reached;
+        what the rounded weights take.
+        """
         found = sparsity_report(self.student, [f"{path}.weight" for path in self.layers])
         found["reconstruction_error"] = sum(self.errors.values()) / max(1, len(self.errors))
         found["reconstruction_error_by_layer"] = self.errors
+        state = quantization_of(self.student) if self.scales else None
+        found |= code_sizes(state) if state is not None else {}
         return found | ({"unreached": self.unreached} if self.unreached else {})
 
     @torch.no_grad()
@@ -139,16 +151,16 @@ class Prune(Procedure):
         with InputStatistics(layers) as seen:
             for batch in batches:
                 mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
-                seen.during(lambda batch=batch: call(self.student, batch), mask)
+                seen.during(lambda batch=batch: run_calibration(self.student, batch), mask)
         wanted = self._wanted_globally(layers, seen.found) if self.options.scope == "global" else {}
         for path, layer in layers.items():
             weight: Any = layer.weight
             before, products = as_matrices(layer, weight), seen.found[path].products
-            after = self._settled(before, products, wanted.get(path))
+            after = self._settled(path, before, products, wanted.get(path))
             self.errors[path] = float(reconstruction_error(before, after, products))
             weight.copy_(from_matrices(layer, after))
 
-    def _settled(self, before: Tensor, products: Tensor, wanted: Tensor | None) -> Tensor:
+    def _settled(self, path: str, before: Tensor, products: Tensor, wanted: Tensor | None) -> Tensor:
         """A layer's matrices (groups, outputs, inputs) with their zeros, compensated and rounded as was asked for."""
         options, keep = self.options, before != 0
         if options.criterion != "obs":
@@ -156,9 +168,13 @@ class Prune(Procedure):
             before = torch.where(keep, before, torch.zeros_like(before))
             if options.bits is None:
                 return before
-        return torch.stack([self._solved(*group).weight for group in zip(before, products, keep, strict=True)])
+        grids: list[SymmetricGrid | None] = [None] * len(before)
+        if options.bits is not None:
+            made = [SymmetricGrid.of(matrix, options.bits, options.group) for matrix in before]
+            self.scales[path], grids = torch.cat([grid.scale for grid in made]), [*made]
+        return torch.stack([self._solved(*group) for group in zip(before, products, keep, grids, strict=True)])
 
-    def _solved(self, weight: Tensor, products: Tensor, keep: Tensor) -> Solved:
+    def _solved(self, weight: Tensor, products: Tensor, keep: Tensor, grid: SymmetricGrid | None) -> Tensor:
         options, chosen = self.options, self.options.criterion != "obs"
         return solve(
             weight,
@@ -167,10 +183,22 @@ class Prune(Procedure):
             pattern=None if chosen else self.pattern,
             keep=keep,
             by_row=options.scope == "row",
-            rounding=None if options.bits is None else symmetric_rounding(weight, options.bits, options.group),
+            rounding=grid,
             block=options.columns,
             damping=options.damping,
-        )
+        ).weight
+
+    def _note_rounding(self) -> None:
+        """Notes on the student which layers lie on a grid that the compact file can hold."""
+        found = {}
+        for path, scale in self.scales.items():
+            weight = self.layers[path].get_parameter("weight")
+            size = min(self.options.group or weight.numel(), weight.numel() // len(scale))
+            grid = SymmetricGrid(scale.to(weight.device), 2 ** (self.options.bits - 1) - 1, size)
+            found[f"{path}.weight"] = grid.quantized(weight)
+        fitting = {name: tensor for name, tensor in found.items() if tensor is not None}
+        if fitting:
+            note_quantization(self.student, QuantizedStateDict(fitting))
 
     def _wanted(self, weight: Tensor, products: Tensor) -> Tensor:
         scores = saliency(self.options.criterion, weight, products)
@@ -185,15 +213,8 @@ class Prune(Procedure):
         scores = {path: saliency(criterion, weight, seen[path].products) for path, weight in matrices.items()}
         return keep_globally(scores, self.options.sparsity)
 
-    def _calibration(self, context: ProcedureContext) -> Iterator[Batch]:
-        """Items of the training data, drawn by the run's seed and not augmented."""
-        order = torch.randperm(len(context.source), generator=generator(context.seed, "calibration"))
-        for rows in order[: self.options.calibration_items].split(self.options.batch_size):
-            yield context.source.fetch(rows)
-
-    @torch.no_grad()
     def _order(self, batch: Batch) -> list[str]:
-        order = reached_in_order(self.layers, lambda: call(self.student, batch))
+        order = reached_in_order(self.layers, lambda: run_calibration(self.student, batch))
         if not order:
             raise IncompatibleError("no layer is reached by the data", "see the options layers and exclude")
         return order
@@ -204,7 +225,7 @@ class Prune(Procedure):
             return [order]
         if self.options.refresh == "layer":
             return [[path] for path in order]
-        return [list(paths) for _, paths in groupby(order, _block_of)]
+        return by_block(order)
 
     def _check(self) -> None:
         """Refuses a pattern that does not fit a layer, before any work."""
@@ -222,11 +243,5 @@ class Prune(Procedure):
         if saved is None:
             return 0
         load_module(self.student, saved.tensors["student"])
-        self.errors = dict(saved.state["errors"])
+        self.errors, self.scales = dict(saved.state["errors"]), dict(saved.tensors["scales"])
         return saved.step
-
-
-def _block_of(path: str) -> str:
-    """The path down to the first number: `model.layers.3` of `model.layers.3.mlp.up_proj`; else the whole path."""
-    found = re.match(r"(.*?(?:^|\.)\d+)(?:\.|$)", path)
-    return found[1] if found else path

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from limbeck.compression.masks import Masks, keep_globally, keep_largest, sparsity_report
 from limbeck.compression.matrices import InputStatistics, as_matrices, from_matrices
@@ -44,7 +45,8 @@ class SquareHead(TokenMethod):
     The masks are the zeros that the student brings (see `prune`), set again after every step. With `sparsity` they
     grow in training by :math:`s_k = s + (s_0 - s)(1 - k/n)^3`. The teacher has to be live, for no cache holds states of
     every layer. The sizes in the denominators couple the batch's items: with accumulation they are each
-    micro-batch's own, which changes the loss a little; ranks share theirs.
+    micro-batch's own, which changes the loss a little; ranks share theirs. Sharded (FSDP) weights are masked alike, but
+    for their gradients: `mask_gradients` is refused then.
     """
 
     card = Card(
@@ -212,6 +214,12 @@ class SquareHead(TokenMethod):
 
     def _mask_gradients(self) -> None:
         """Hooks the student's weights once; a copy of this method has weights of its own, without hooks."""
-        if self.options.mask_gradients and self._masked != id(self.student):
+        if not self.options.mask_gradients:
+            return
+        if any(isinstance(self.student.get_parameter(name), DTensor) for name in self.masks.names):
+            raise IncompatibleError(
+                "gradients of sharded weights pass no hooks", "leave out mask_gradients, or launch without FSDP"
+            )
+        if self._masked != id(self.student):
             self.masks.mask_gradients(self.student)
             self._masked = id(self.student)

@@ -29,6 +29,7 @@ from limbeck.models.adapters.diffusers_encoders import NullPrompt, has_text
 from limbeck.models.adapters.diffusers_schedulers import null_label_of, process_from_scheduler
 from limbeck.models.files import read_object
 from limbeck.models.process_file import PROCESS, load_process
+from limbeck.models.quantized_files import fill_compact, is_compact
 
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError, SafetensorError)
 
@@ -121,8 +122,10 @@ def _network_class(where: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def _read_network(where: Path) -> nn.Module:
-    kind, _ = _network_class(where)
+    kind, config = _network_class(where)
     try:
+        if is_compact(where):
+            return fill_compact(kind.from_config(_fields_of(config)), where).requires_grad_(True).eval()
         network, report = kind.from_pretrained(
             str(where),
             dtype=torch.float32,
@@ -140,12 +143,15 @@ def _read_network(where: Path) -> nn.Module:
 
 def _fresh_network(where: Path, changes: dict[str, Any], key: str) -> nn.Module:
     kind, config = _network_class(where)
-    _check_arguments(changes, [name for name in config if not name.startswith("_")], kind.__name__, key)
-    stored = {name: value for name, value in config.items() if not name.startswith("_")}
+    _check_arguments(changes, list(_fields_of(config)), kind.__name__, key)
     try:
-        return kind.from_config(stored | _as_tuples(changes))
+        return kind.from_config(_fields_of(config) | _as_tuples(changes))
     except _DAMAGE as error:
         raise RecipeError(f"{key}.arguments", f"no {kind.__name__} can be built: {_reason(error)}") from error
+
+
+def _fields_of(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 def _prepare(network: Any) -> nn.Module:
