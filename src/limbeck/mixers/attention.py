@@ -17,9 +17,14 @@ class ProjectedMixer(Mixer):
         bias: whether W_q, W_k and W_v have biases.
         out_bias: whether W_o has one.
 
+    Attributes:
+        causal: whether a token sees none after it.
+
     Raises:
         ValueError: heads do not divide the width, or kv_heads the heads.
     """
+
+    causal: bool = False
 
     def __init__(
         self, width: int, heads: int, kv_heads: int | None = None, *, bias: bool = False, out_bias: bool = False
@@ -50,3 +55,7 @@ class ProjectedMixer(Mixer):
     def _per_head(self, x: Float[Tensor, "batch length kv size"]) -> Float[Tensor, "batch length heads size"]:
         """Shared keys or values once for each head that uses them."""
         return x if x.shape[2] == self.heads else x.repeat_interleave(self.heads // x.shape[2], 2)
+
+    def _needs_order(self) -> None:
+        if not self.causal:
+            raise ValueError("attention in both directions has no state: take a causal mixer to go step by step")

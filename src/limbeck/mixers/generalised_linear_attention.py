@@ -52,7 +52,7 @@ class GeneralisedLinearAttention(ProjectedMixer):
         state: None = None,
     ) -> tuple[Float[Tensor, "batch length width"], None]:
         if state is not None:
-            self._has_no_order()
+            self._needs_order()
         q, k, v = self._project(hidden, mask)
         y, _ = summed(q, k, functional.pad(v, (0, 1), value=1.0))
         y = y[..., :-1] / (y[..., -1:] + self.epsilon)
@@ -65,7 +65,7 @@ class GeneralisedLinearAttention(ProjectedMixer):
         Raises:
             ValueError: always.
         """
-        self._has_no_order()
+        self._needs_order()
 
     def initial_state(
         self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -75,7 +75,7 @@ class GeneralisedLinearAttention(ProjectedMixer):
         Raises:
             ValueError: always.
         """
-        self._has_no_order()
+        self._needs_order()
 
     def materialize(
         self, hidden: Float[Tensor, "batch length width"], mask: Bool[Tensor, "batch length"] | None = None
@@ -95,9 +95,6 @@ class GeneralisedLinearAttention(ProjectedMixer):
             return q, k / hidden.shape[1], v
         share = mask / mask.sum(1, keepdim=True).clamp(min=1)
         return q, k * share[..., None, None].to(k.dtype), v
-
-    def _has_no_order(self) -> None:
-        raise ValueError("attention in both directions has no state: use a causal mixer to go step by step")
 
 
 def _psi(width: int, middle: int | None) -> nn.Module:

@@ -121,10 +121,6 @@ class LinearAttention(ProjectedMixer):
             k = k * mask[..., None, None]
         return q, self._per_head(k), self._per_head(v)
 
-    def _needs_order(self) -> None:
-        if not self.causal:
-            raise ValueError("attention in both directions has no state: build it with causal=True to go step by step")
-
 
 def summed(
     q: Float[Tensor, "batch length heads features"],

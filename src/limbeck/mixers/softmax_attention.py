@@ -116,10 +116,6 @@ class SoftmaxAttention(ProjectedMixer):
             allowed = allowed.tril(seen - few)
         return allowed[None, None] if state.valid is None else (allowed & state.valid[:, None] | own)[:, None]
 
-    def _needs_order(self) -> None:
-        if not self.causal:
-            raise ValueError("attention in both directions has no state: build it with causal=True to go step by step")
-
 
 def rotate(
     x: Float[Tensor, "batch length heads size"], positions: Int[Tensor, "batch length"], base: float
