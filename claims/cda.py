@@ -6,6 +6,11 @@ what is stored, with FKD. Digits have sides, so nothing is mirrored; the shift o
 The weight of the statistics was chosen among 0.05 and 1 on seed 100, at twice the width, where both kinds of images
 were worth the same to within a point.
 
+Students learn at 0.03 and without CutMix, which the claim of `fkd` found best on this protocol (seeds 100 and 101, on
+images of `cda`). In a first run of this claim, on seeds 0 to 2 at 0.001 with CutMix, students were undertrained (0.41
+for cda, 0.34 for SRe2L) and it held. This one is on seeds 20 to 25 (`--first 20`): the difference of the means stands,
+but of six teachers two give better images to SRe2L, so that it does not hold.
+
 What is not seen: as many real digits, drawn at random, teach more than either. The paper's setting is one in which no
 real images are at hand in recovery.
 """
@@ -43,7 +48,7 @@ RECOVERY, STUDENT_STEPS, STUDENT_BATCH = 300, 1000, 10
 NETWORK = ModelSpec(name="convnet", arguments={"width": 8, "depth": 3})
 TEACHER = TrainSpec(steps=600, batch_size=64, optimizer=OptimizerSpec(lr=3e-3))
 IMAGES = TrainSpec(steps=RECOVERY, batch_size=8, optimizer=OptimizerSpec(name="adam", lr=0.25, betas=(0.5, 0.9)))
-STUDENT = TrainSpec(steps=STUDENT_STEPS, batch_size=STUDENT_BATCH, optimizer=OptimizerSpec(lr=1e-3, weight_decay=0.01))
+STUDENT = TrainSpec(steps=STUDENT_STEPS, batch_size=STUDENT_BATCH, optimizer=OptimizerSpec(lr=3e-2, weight_decay=0.01))
 VIEWS: dict[str, Any] = {"flip": 0.0, "jitter": 2, "statistics_weight": 1.0}
 ARMS: dict[str, dict[str, Any]] = {
     "cda": {},
@@ -116,7 +121,7 @@ def recovered(seed: int, **options: Any) -> ArraySource:
 def taught(seed: int, source: ArraySource) -> float:
     """Accuracy on real digits of a fresh student that saw these images alone: relabel, and training."""
     network = build_model(NETWORK, data().train.info(), seed)
-    student = fit("fkd", network, source, STUDENT, seed, teacher=teacher(seed), flip=0.0)
+    student = fit("fkd", network, source, STUDENT, seed, teacher=teacher(seed), flip=0.0, cutmix=0.0)
     return float(evaluate(student, data().validation)["accuracy"])
 
 
@@ -148,5 +153,5 @@ claim = Claim(
     also={"whole images": -0.01},
     methods={"sre2l": "sre2l"},
     run=run,
-    seeds=3,
+    seeds=6,
 )

@@ -34,7 +34,7 @@ def test_a_claim_of_its_own_comes_first_and_others_say_nothing():
     assert "The claim **holds**" in page
     assert "Measured as the arm" not in page
     assert measured_elsewhere("datadam", claims) == ""
-    assert "Not measured yet." in method_page("fkd", catalogue.entry("fkd"), claims)
+    assert "Not measured yet." in method_page("supervised", catalogue.entry("supervised"), claims)
 
 
 def test_every_arm_that_is_named_was_measured_and_is_a_method():
