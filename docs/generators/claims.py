@@ -40,7 +40,7 @@ def claim_section(claim: Claim) -> str:
         f"{claim['statement']}\n\nThe claim **{_verdict(claim)}**: {claim['claimed']} against {claim['baseline']} "
         f"{claim['difference']:+.4f} (margin asked for: {claim['margin']:g}), {_won(claim)} seeds won.\n\n"
         f"{_arms(claim)}\n{'; '.join(conditions)}. Versions: {versions}.\n"
-        f"Run it again with `python -m claims {claim['slug']}`.\n"
+        f"Run it again with `python -m claims {claim['slug']}{_seeds(claim)}`.\n"
     )
 
 
@@ -84,6 +84,11 @@ def _overview(claims: dict[str, Claim], prefix: str) -> str:
 
 def _direction(claim: Claim) -> str:
     return "higher is better" if claim["higher_is_better"] else "lower is better"
+
+
+def _seeds(claim: Claim) -> str:
+    """What names the seeds on the command line, where they are not the first ones."""
+    return f" --first {claim['seeds'][0]}" if claim["seeds"][0] else ""
 
 
 def _verdict(claim: Claim) -> str:
