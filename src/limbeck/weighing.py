@@ -1,7 +1,5 @@
 """What an exported student costs beside its teacher: bytes on disk, parameters, measured time."""
 
-import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,17 +71,14 @@ def _stored_bytes(model: "nn.Module") -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def _onnx_latency(file: Path, item: "Batch", repeats: int = 20) -> float | None:
+def _onnx_latency(file: Path, item: "Batch") -> float | None:
     """Median seconds of onnxruntime on one item; None where it is not installed."""
+    from limbeck.models.describe import median_seconds
+
     try:
         import onnxruntime
     except ImportError:
         return None
     session: Any = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     feed = {entry.name: item[entry.name].numpy() for entry in session.get_inputs()}
-    seconds = []
-    for _ in range(repeats + 2):
-        start = time.perf_counter()
-        session.run(None, feed)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[2:])
+    return median_seconds(lambda: session.run(None, feed))

@@ -15,7 +15,12 @@ _HEADS = ("lm_head", "head", "classifier", "score", "fc")
 
 def is_matrix_layer(module: nn.Module) -> bool:
     """Whether a layer multiplies its input by a matrix: linear, convolutional (1-d, 2-d), or GPT-2's Conv1D."""
-    return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) or _is_transposed(module)
+    return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) or is_transposed(module)
+
+
+def is_transposed(layer: nn.Module) -> bool:
+    """Whether this is transformers' Conv1D: a linear layer that keeps its weight as (inputs, outputs)."""
+    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")
 
 
 def matrix_layers(
@@ -56,14 +61,14 @@ def as_matrices(layer: nn.Module, tensor: Tensor) -> Tensor:
 
     Linear layers and convolutions give a view, GPT-2's Conv1D, which keeps (inputs, outputs), a transposed one.
     """
-    if _is_transposed(layer):
+    if is_transposed(layer):
         return tensor.t().unsqueeze(0)
     return tensor.reshape(_groups(layer), -1, tensor[0].numel())
 
 
 def from_matrices(layer: nn.Module, matrices: Tensor) -> Tensor:
     """The inverse of `as_matrices`: (groups, outputs, inputs) in the shape of the layer's weight."""
-    if _is_transposed(layer):
+    if is_transposed(layer):
         return matrices[0].t()
     return matrices.reshape(_shape(layer))
 
@@ -205,11 +210,6 @@ def reconstruction_error(
         return ((weight @ products) * weight).sum()
 
     return (energy(gap) / energy(before).clamp_min(torch.finfo(torch.float64).tiny)).float()
-
-
-def _is_transposed(layer: nn.Module) -> bool:
-    """Whether this is transformers' Conv1D: a linear layer that keeps its weight as (inputs, outputs)."""
-    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")
 
 
 def _groups(layer: nn.Module) -> int:

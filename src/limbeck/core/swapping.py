@@ -1,12 +1,12 @@
 """Replacing modules of a model by others, and putting them back."""
 
-import fnmatch
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 
 from torch import nn
 
-from limbeck.core.errors import IncompatibleError, did_you_mean
+from limbeck.core.errors import IncompatibleError
+from limbeck.core.taps import match_modules
 
 Factory = Callable[[str, nn.Module], nn.Module]
 
@@ -65,8 +65,10 @@ def swap_modules(model: nn.Module, patterns: str | Sequence[str], factory: Facto
     places = {path: module for path, module in model.named_modules(remove_duplicate=False) if path}
     made: dict[int, nn.Module] = {}
     left: list[str] = []
-    for path in _matches(model, [patterns] if isinstance(patterns, str) else patterns, list(places)):
-        module = places[path]
+    matched = set(match_modules(model, [patterns] if isinstance(patterns, str) else patterns, every_path=True))
+    for path, module in places.items():
+        if path not in matched:
+            continue
         if id(module) not in made and not _lies_below(path, left):
             made[id(module)] = factory(path, module).train(module.training)
         if made.get(id(module), module) is not module:
@@ -79,16 +81,6 @@ def swap_modules(model: nn.Module, patterns: str | Sequence[str], factory: Facto
     for path, replacement in replacements.items():
         _put(model, path, replacement)
     return Swapped(model, originals, replacements)
-
-
-def _matches(model: nn.Module, patterns: Sequence[str], paths: list[str]) -> list[str]:
-    found: set[str] = set()
-    for pattern in patterns:
-        matches = [pattern] if pattern in paths else fnmatch.filter(paths, pattern)
-        if not matches:
-            raise IncompatibleError(f"no module '{pattern}' in {type(model).__name__}", did_you_mean(pattern, paths))
-        found.update(matches)
-    return [path for path in paths if path in found]
 
 
 def _lies_below(path: str, others: Iterable[str]) -> bool:

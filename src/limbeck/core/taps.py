@@ -109,15 +109,17 @@ def _matrices(path: str, output: Any) -> Tensor:
     return matrices
 
 
-def match_modules(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+def match_modules(model: nn.Module, patterns: Sequence[str], every_path: bool = False) -> list[str]:
     """Module paths that match any of the patterns, each pattern's matches in the model's own order.
+
+    A module that stands at several paths is known by its first alone, unless `every_path` is asked for.
 
     Raises:
         IncompatibleError: a pattern matches nothing; the message offers the nearest path.
     """
     if all(_is_path(model, pattern) for pattern in patterns):
         return list(patterns)  # already resolved: no walk through the whole model
-    names = [name for name, _ in model.named_modules() if name]
+    names = [name for name, _ in model.named_modules(remove_duplicate=not every_path) if name]
     found: list[str] = []
     for pattern in patterns:
         matches = [pattern] if pattern in names else fnmatch.filter(names, pattern)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limbeck.compression.matrices import is_transposed
 from limbeck.core.errors import IncompatibleError
 
 _OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj")
@@ -100,7 +101,7 @@ def _linear(layer: Any) -> nn.Linear:
     """The layer itself, or the same map as a linear layer where it is a Conv1D of transformers (weight transposed)."""
     if isinstance(layer, nn.Linear):
         return layer
-    if type(layer).__name__ != "Conv1D":
+    if not is_transposed(layer):
         raise IncompatibleError(f"a projection is a {type(layer).__name__}, not a linear layer")
     return _layer(layer.weight.T, layer.bias)
 

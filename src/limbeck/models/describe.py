@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,15 +62,24 @@ def latency(model: nn.Module, batch: Batch, repeats: int = 20) -> float:
     """Median seconds an item over `repeats` forward passes in eval mode, after two that are not counted."""
     device = device_of(model)
     batch = batch.to(device)
-    seconds = []
+
+    def run() -> None:
+        run_once(model, batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
     with evaluating(model):
-        for _ in range(repeats + 2):
-            start = time.perf_counter()
-            run_once(model, batch)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[2:]) / batch.size
+        return median_seconds(run, repeats) / batch.size
+
+
+def median_seconds(run: Callable[[], Any], repeats: int = 20) -> float:
+    """Median seconds of a call over `repeats` of them, after two that are not counted."""
+    seconds = []
+    for _ in range(repeats + 2):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[2:])
 
 
 def run_once(model: nn.Module, batch: Batch) -> Any:

@@ -14,7 +14,7 @@ from limbeck.core.errors import IncompatibleError, Interrupted
 from limbeck.core.method import ProcedureContext
 from limbeck.core.randomness import generator
 from limbeck.data.source import ArraySource
-from limbeck.methods.conversion.layer_choice import block_of
+from limbeck.methods.conversion.layer_choice import down_to_number
 from limbeck.methods.conversion.prune import Prune
 from limbeck.metrics.tasks import evaluate_for
 from limbeck.models.convnet import ConvNet
@@ -101,9 +101,9 @@ def test_how_often_inputs_are_looked_at_again(tmp_path):
     assert all(torch.allclose(state[early], made["never"][early], atol=1e-6) for state in made.values())
     assert not torch.equal(made["layer"][late], made["block"][late])
     assert not torch.equal(made["never"][late], made["block"][late])
-    assert block_of("model.layers.11.mlp.up_proj") == "model.layers.11"
-    assert block_of("3") == "3"
-    assert block_of("head") == "head"
+    assert down_to_number("model.layers.11.mlp.up_proj") == "model.layers.11"
+    assert down_to_number("3") == "3"
+    assert down_to_number("head") == "head"
 
 
 @pytest.mark.parametrize("criterion", ["obs", "wanda", "magnitude"])

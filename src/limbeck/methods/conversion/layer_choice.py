@@ -35,10 +35,10 @@ def chosen_layers(model: nn.Module, options: LayerOptions) -> dict[str, nn.Modul
 
 def by_block(paths: Iterable[str]) -> list[list[str]]:
     """Paths that follow each other within one of the network's blocks, together."""
-    return [list(together) for _, together in groupby(paths, block_of)]
+    return [list(together) for _, together in groupby(paths, down_to_number)]
 
 
-def block_of(path: str) -> str:
+def down_to_number(path: str) -> str:
     """The path down to the first number: `model.layers.3` of `model.layers.3.mlp.up_proj`; else the whole path."""
     found = re.match(r"(.*?(?:^|\.)\d+)(?:\.|$)", path)
     return found[1] if found else path
